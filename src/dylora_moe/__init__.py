@@ -1,0 +1,1 @@
+"""DyLoRA-MoE: many LoRA experts and a router over one frozen language model."""

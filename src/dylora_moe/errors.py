@@ -1,0 +1,28 @@
+"""Every error this package raises on purpose: one base class, each child also a standard exception.
+
+A message says what must hold, what was got, and what to do about it.
+"""
+
+
+class DyLoraError(Exception):
+    """Base of all errors meant for the user; the command line prints its message without a traceback."""
+
+
+class ConfigError(DyLoraError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(DyLoraError, ValueError):
+    """A data file, row or data set name that cannot be used."""
+
+
+class BaseModelError(DyLoraError, RuntimeError):
+    """A base model or its tokenizer that cannot be loaded or is not usable."""
+
+
+class TunerError(DyLoraError, ValueError):
+    """An operation on experts or routing that makes no sense for the model at hand."""
+
+
+class RunError(DyLoraError, RuntimeError):
+    """A run folder that is missing, broken, finished already or in use by another process."""
