@@ -1,0 +1,206 @@
+"""Models and experts on disk: our folder, and plain PEFT adapters in and out."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from dylora_moe.errors import TunerError
+from dylora_moe.tuner.config import RoutingConfig
+from dylora_moe.tuner.model import DyLoraModel
+
+MODEL_FILE = "dylora_moe.json"
+ROUTER_FILE = "router.safetensors"
+EXPERTS_FOLDER = "experts"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_FORMAT = 1
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        TunerError: `folder` exists and is not empty; nothing is ever overwritten.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise TunerError(f"the folder to write must be new or empty, {folder} is not. Choose another.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_model(model: DyLoraModel, folder: Path, *, base_name: str, tokenizer: Any = None) -> None:
+    """Write the mixture: `dylora_moe.json`, the router, one plain PEFT adapter an expert, and the tokenizer.
+
+    Raises:
+        TunerError: the folder exists and is not empty.
+    """
+    with written_whole(Path(folder)) as target:
+        for name in model.expert_names:
+            _write_adapter(model, name, target / EXPERTS_FOLDER / name, base_name)
+        routers = {key: value.contiguous() for key, value in model.routers.state_dict().items()}
+        if routers:
+            save_file(routers, target / ROUTER_FILE)
+        description = {
+            "format": _FORMAT,
+            "base": base_name,
+            "routing": model.routing_config.to_json(),
+            "experts": [asdict(expert) for expert in model.experts],
+        }
+        (target / MODEL_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of `dylora_moe.json`: format, base, routing, experts.
+
+    Raises:
+        TunerError: the folder holds no model, or one of a later format.
+    """
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise TunerError(
+            f"{folder} holds no {MODEL_FILE}, so it is no DyLoRA-MoE model. Give a run or a model folder."
+        )
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if description["format"] != _FORMAT:
+        raise TunerError(
+            f"{path} has format {description['format']}, this version reads {_FORMAT}. Update dylora-moe."
+        )
+    return description
+
+
+def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
+    """Read what `save_model` wrote onto the base it was trained on; the base is changed in place.
+
+    Raises:
+        TunerError: no model in the folder, or one whose weights do not fit this base.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    names = [expert["name"] for expert in description["experts"]]
+    configs = [_read_config(folder / EXPERTS_FOLDER / name) for name in names]
+    model = DyLoraModel(
+        base, names, routing=RoutingConfig.from_json(description["routing"]), peft_configs=configs
+    )
+    for expert in description["experts"]:
+        _read_weights(model, expert["name"], folder / EXPERTS_FOLDER / expert["name"])
+        model.set_maturity(expert["name"], expert["maturity"])
+        if expert["frozen"]:
+            model.freeze_expert(expert["name"])
+    if model.routers:
+        model.routers.load_state_dict(load_file(folder / ROUTER_FILE, device=str(model.device)))
+    return model.eval()
+
+
+def export_expert(model: DyLoraModel, name: str, folder: Path, *, base_name: str) -> None:
+    """Write one expert as a plain PEFT LoRA adapter, for any program that reads those.
+
+    Raises:
+        TunerError: no such expert, or the folder exists and is not empty.
+    """
+    if name not in model.expert_names:
+        raise TunerError(f"there is no expert {name!r}; there are {', '.join(model.expert_names)}.")
+    with written_whole(Path(folder)) as target:
+        _write_adapter(model, name, target, base_name)
+
+
+def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
+    """Add a plain PEFT LoRA adapter, of any rank and targets, as a mature expert.
+
+    Raises:
+        TunerError: it is no plain LoRA (another method, DoRA, biases, modules saved whole), adapts what lies below
+            the tap, or does not fit the base.
+    """
+    config = _read_config(Path(folder))
+    model.add_expert(name, peft_config=config, maturity=1.0)
+    try:
+        _read_weights(model, name, Path(folder))
+    except TunerError:
+        model.remove_expert(name)
+        raise
+
+
+def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix_a, prefix_b = f".lora_A.{name}.weight", f".lora_B.{name}.weight"
+    weights = {
+        f"base_model.model.{key.replace(f'.{name}.weight', '.weight')}": value.detach()
+        .cpu()
+        .contiguous()
+        .clone()
+        for key, value in model.lm.state_dict().items()
+        if key.endswith((prefix_a, prefix_b))
+    }
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = LoraConfig(**model.peft_model.peft_config[name].to_dict())
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise TunerError(f"{folder} holds no adapter_config.json, so it is no PEFT adapter.")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("peft_type") != "LORA":
+        raise TunerError(f"an expert must be a LORA adapter, {path} is of type {values.get('peft_type')}.")
+    refused = {
+        "use_dora": values.get("use_dora"),
+        "bias": values.get("bias", "none") != "none",
+        "lora_bias": values.get("lora_bias"),
+        "modules_to_save": values.get("modules_to_save"),
+        "rank_pattern": values.get("rank_pattern"),
+        "alpha_pattern": values.get("alpha_pattern"),
+        "fan_in_fan_out": values.get("fan_in_fan_out"),
+        "trainable_token_indices": values.get("trainable_token_indices"),
+        "target_parameters": values.get("target_parameters"),
+    }
+    found = [key for key, value in refused.items() if value]
+    if found:
+        raise TunerError(
+            f"an expert must be a plain LoRA, {path} uses {', '.join(found)}. Merge or retrain it without."
+        )
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    config.init_lora_weights = True
+    return config
+
+
+def _read_weights(model: DyLoraModel, name: str, folder: Path) -> None:
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise TunerError(f"{folder} holds no {ADAPTER_WEIGHTS}; weights in pickle files are not read.")
+    try:
+        weights = load_file(path)
+        report = set_peft_model_state_dict(model.peft_model, weights, adapter_name=name)
+    except Exception as error:  # safetensors and torch raise their own kinds; all mean the file does not fit
+        raise TunerError(f"{path} cannot be read onto this base: {error}") from error
+    wanted = [key for key, _ in model.lm.named_parameters() if f".{name}." in key]
+    if report.unexpected_keys or len(weights) != len(wanted):
+        raise TunerError(
+            f"{path} holds {len(weights)} weights where this base takes {len(wanted)} "
+            f"(unknown: {report.unexpected_keys[:3]}). Is it from another base?"
+        )
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise TunerError(f"{path} holds values that are not finite.")

@@ -1,0 +1,76 @@
+"""Finding one's way in a base model: its decoder layers, the Linears in them, and what a target setting matches."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from dylora_moe.errors import TunerError
+from dylora_moe.tuner.routed import RoutedLinear
+
+_ATTENTION_PARTS = ("attn", "attention")
+
+
+def decoder_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers and its name in the model, such as `model.layers`.
+
+    Raises:
+        TunerError: there is no ModuleList as long as the config's num_hidden_layers.
+    """
+    count = base.config.get_text_config().num_hidden_layers
+    decoder = base.get_decoder()
+    for name, module in base.named_modules():
+        is_inside = any(module is child for child in decoder.modules())
+        if isinstance(module, nn.ModuleList) and len(module) == count and is_inside:
+            return name, module
+    raise TunerError(
+        f"the base must be a decoder with a list of {count} layers, and {type(base).__name__} has none. "
+        "Llama, Qwen, Gemma, Mistral and Phi models are known to work."
+    )
+
+
+def linear_names(layers: nn.ModuleList) -> dict[str, str]:
+    """Name of each Linear inside the layers -> its last part; Linears of the experts themselves left out."""
+    names: dict[str, str] = {}
+    adapted: list[str] = []
+    for name, module in layers.named_modules():
+        if any(name.startswith(prefix) for prefix in adapted):
+            continue
+        if isinstance(module, RoutedLinear):
+            adapted.append(name + ".")
+        if isinstance(module, nn.Linear | RoutedLinear):
+            names[name] = name.rpartition(".")[2]
+    return names
+
+
+def resolve_targets(base: PreTrainedModel, targets: str | tuple[str, ...] | list[str]) -> list[str]:
+    """A target setting -> last parts of Linear names, sorted.
+
+    Args:
+        base: the language model, adapted already or not.
+        targets: `all-linear`, `attention`, or a list of last parts such as `q_proj`.
+
+    Raises:
+        TunerError: a name matches no Linear; the message lists those that exist.
+    """
+    names = linear_names(decoder_layers(base)[1])
+    known = sorted(set(names.values()))
+    if not known:
+        raise TunerError(f"the layers of {type(base).__name__} hold no Linear that an expert could adapt.")
+    if targets == "all-linear":
+        return known
+    if targets == "attention":
+        found = {
+            last for name, last in names.items() if any(part in name.lower() for part in _ATTENTION_PARTS)
+        }
+        if not found:
+            raise TunerError(
+                f"target_modules=attention matches no Linear of this base; there are {', '.join(known)}."
+            )
+        return sorted(found)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        raise TunerError(
+            f"target_modules must name Linears of this base, got {', '.join(missing) or 'an empty list'}; "
+            f"there are {', '.join(known)}, or the words all-linear and attention."
+        )
+    return sorted(set(wanted))

@@ -1,0 +1,426 @@
+"""The model: a frozen causal language model, N LoRA experts over its Linears, and the router between them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModelForCausalLM
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dylora_moe.errors import TunerError
+from dylora_moe.tuner.config import ExpertConfig, RoutingConfig
+from dylora_moe.tuner.inspect import decoder_layers, resolve_targets
+from dylora_moe.tuner.routed import RoutedLinear
+from dylora_moe.tuner.router import LinearRouter, balance_loss, z_loss
+from dylora_moe.tuner.routing import Decision, RoutingState
+from dylora_moe.tuner.tap import Tap, find_documents, prompt_of_labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expert:
+    """One expert's place in the mixture. Its weights are the PEFT adapter of the same name."""
+
+    name: str
+    maturity: float = 1.0
+    """0 new, 1 trained; below 1 the mixture works by dense collaboration."""
+    frozen: bool = False
+    """True when its weights take no more gradients."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryLosses:
+    """Losses on the routing of the last pass, means over routers; 0-dim tensors with gradients."""
+
+    balance: Tensor
+    z: Tensor
+
+
+class LoadWindow:
+    """The load of each expert, summed over the passes of one optimizer step, for each router.
+
+    Source: the balance loss over the whole step instead of each micro-batch, arXiv 2501.11873.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int | None, Tensor] = {}
+
+    def add(self, key: int | None, load: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
+        """Add the load of one pass; returns the share of each expert in the window so far."""
+        total = load + self._sums[key] if key in self._sums else load
+        self._sums[key] = total
+        return total / total.sum().clamp_min(1e-9)
+
+    def clear(self) -> None:
+        """Start a new optimizer step."""
+        self._sums.clear()
+
+
+class DyLoraModel(nn.Module):
+    """N experts and a router over one frozen base, in one pass of the base.
+
+    Call it like the base: `model(input_ids=...)`, `model.generate(...)`. `peft_model` is the PEFT model that holds
+    the experts as ordinary LORA adapters; `lm` the base's causal language model class with its Linears adapted.
+    The base is changed in place and frozen.
+
+    Raises:
+        TunerError: a target module matches nothing, top_k exceeds the experts, the tap is no layer of the base.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        experts: Sequence[str],
+        *,
+        expert_config: ExpertConfig | None = None,
+        routing: RoutingConfig | None = None,
+        peft_configs: Sequence[LoraConfig] | None = None,
+    ) -> None:
+        super().__init__()
+        self.routing_config = routing = routing or RoutingConfig()
+        if not experts:
+            raise TunerError("a mixture needs at least one expert, got none. Give at least one name.")
+        if routing.top_k > len(experts):
+            raise TunerError(
+                f"top_k must be between 1 and the number of experts {len(experts)}, got {routing.top_k}. "
+                "Lower top_k or raise num_experts."
+            )
+        layers_path, layers = decoder_layers(base)
+        if not routing.tap_layer < len(layers):
+            raise TunerError(
+                f"tap_layer must be below the {len(layers)} layers of {base.name_or_path}, got {routing.tap_layer}."
+            )
+        self.state = RoutingState()
+        self._experts: dict[str, Expert] = {}
+        base.requires_grad_(False)
+        self._layers_path, self._tap_start = layers_path, routing.tap_layer
+        configs = peft_configs or [self._lora_config(base, expert_config or ExpertConfig()) for _ in experts]
+        self.peft_model: PeftModelForCausalLM
+        for name, config in zip(experts, configs, strict=True):
+            self._check_name(base, name)
+            self._inject(base, name, config)
+        self.expert_config = expert_config
+        self.tap = Tap(self.lm.get_decoder(), layers, {}, routing, self.state, self._is_dense)
+        self._build_routers()
+        self._connect()
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The base's causal language model, with adapted Linears."""
+        return self.peft_model.get_base_model()
+
+    @property
+    def config(self) -> Any:
+        """transformers' config of the base."""
+        return self.lm.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lives."""
+        return self.lm.device
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The experts, in the order in which the router numbers them."""
+        return tuple(self._experts.values())
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Names in the router's order."""
+        return tuple(self._experts)
+
+    @property
+    def decisions(self) -> dict[int | None, Decision]:
+        """Decisions of the last pass: key None for the shared router, else the layer's index."""
+        return self.state.decisions
+
+    def routed_linears(self) -> Iterator[tuple[str, RoutedLinear]]:
+        """All adapted Linears with their names in `lm`."""
+        for name, module in self.lm.named_modules():
+            if isinstance(module, RoutedLinear):
+                yield name, module
+
+    # -- running it ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self, *, labels: Tensor | None = None, prompt_mask: Tensor | None = None, **inputs: Any
+    ) -> Any:
+        """Run the base's language model head and all, with its experts.
+
+        Args:
+            labels: (batch, tokens), -100 where not trained; they also tell where each prompt ends.
+            prompt_mask: (batch, tokens) bool, the prompts, when there are no labels. Without either, sequence
+                granularity routes each document by its first `prefix_tokens` tokens.
+            inputs: what the base takes: input_ids, attention_mask, position_ids, ...
+        """
+        with self._prompts(labels, prompt_mask, inputs):
+            return self.lm(labels=labels, **inputs)
+
+    def hidden_states(
+        self, *, labels: Tensor | None = None, prompt_mask: Tensor | None = None, **inputs: Any
+    ) -> Float[Tensor, "batch tokens features"]:
+        """The last hidden states, before the head, for losses that never make all logits. Arguments as `forward`."""
+        with self._prompts(labels, prompt_mask, inputs):
+            return self.lm.get_decoder()(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, each row with its own experts; the input is the prompt that decides."""
+        with self.tap.generating():
+            return self.lm.generate(*args, **kwargs)
+
+    @contextmanager
+    def forced(self, name: str | None) -> Iterator[None]:
+        """Inside the block one expert serves every token, whatever the router says; None for the router again."""
+        if name is not None:
+            self._require(name)
+        previous, self.state.forced = self.state.forced, name
+        try:
+            yield
+        finally:
+            self.state.forced = previous
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the block the base answers alone."""
+        previous, self.state.disabled = self.state.disabled, True
+        try:
+            yield
+        finally:
+            self.state.disabled = previous
+
+    def auxiliary_losses(self, window: LoadWindow) -> AuxiliaryLosses:
+        """Balance and z-loss of the last pass, whose load is added to the window of the optimizer step."""
+        zero = torch.zeros((), device=self.device)
+        balance, z = [], []
+        for key, decision in self.decisions.items():
+            share = window.add(key, decision.load().sum(0))
+            balance.append(balance_loss(share, decision.probs, decision.valid))
+            z.append(z_loss(decision.logits, decision.valid))
+        if not balance:
+            return AuxiliaryLosses(balance=zero, z=zero)
+        return AuxiliaryLosses(balance=torch.stack(balance).mean(), z=torch.stack(z).mean())
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute activations in backward, above the tap only; the decisions are remembered, not made again."""
+        given = dict(activation_checkpointing_kwargs or {})
+        if given.pop("use_reentrant", False):
+            raise TunerError(
+                "gradient checkpointing must be non-reentrant, got use_reentrant=True. Leave it out."
+            )
+
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), self.state.replaying(self.state.decisions)
+
+        given |= {"use_reentrant": False, "context_fn": contexts}
+        self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
+        for layer in decoder_layers(self.lm)[1][: self.routing_config.tap_layer]:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self.lm.activation_checkpointing_disable()
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[dict[str, Tensor]]) -> None:
+        """Give every router the mean and deviation of its features on a sample; call before training.
+
+        Args:
+            batches: inputs as for `hidden_states`; a few thousand tokens, or a hundred documents, are enough.
+        """
+        features = self.router_features(batches)
+        for key, router in self._routers().items():
+            router.calibrate(features[key])
+
+    @torch.no_grad()
+    def router_features(self, batches: Sequence[dict[str, Tensor]]) -> dict[int | None, Tensor]:
+        """What each router reads on these batches, (units, features), float32, padding left out."""
+        found: dict[int | None, list[Tensor]] = {key: [] for key in self._routers()}
+
+        was_training = self.training
+        self.eval()
+        self.tap.on_features = lambda key, features: found[key].append(features)
+        try:
+            for batch in batches:
+                self.hidden_states(**batch)
+        finally:
+            self.tap.on_features = None
+            self.train(was_training)
+        return {key: torch.cat(parts) for key, parts in found.items()}
+
+    # -- the life of experts ------------------------------------------------------------------------------------
+
+    def add_expert(
+        self,
+        name: str,
+        config: ExpertConfig | None = None,
+        *,
+        peft_config: LoraConfig | None = None,
+        maturity: float = 0.0,
+    ) -> None:
+        """Add an untrained expert (its B is zero); those that exist keep weights, gradients and outputs."""
+        self._check_name(self.lm, name)
+        lora = peft_config or self._lora_config(self.lm, config or self.expert_config or ExpertConfig())
+        self._inject(self.lm, name, lora)
+        self._experts[name] = replace(self._experts[name], maturity=maturity)
+        if not self.routers:
+            self._build_routers()
+        else:
+            for router in self._routers().values():
+                router.resize(list(range(len(self._experts) - 1)), added=1)
+        self._connect()
+
+    def remove_expert(self, name: str) -> None:
+        """Forget an expert; the router keeps its rows for the others."""
+        self._require(name)
+        if len(self._experts) == 1:
+            raise TunerError(
+                f"a mixture needs at least one expert, and {name!r} is the last. Add another first."
+            )
+        if len(self._experts) - 1 < self.routing_config.top_k:
+            raise TunerError(
+                f"top_k={self.routing_config.top_k} needs as many experts, removing {name!r} leaves "
+                f"{len(self._experts) - 1}. Lower top_k first."
+            )
+        keep = [index for index, other in enumerate(self._experts) if other != name]
+        self.peft_model.delete_adapter(name)
+        del self._experts[name]
+        for router in self._routers().values():
+            router.resize(keep, added=0)
+        if len(self._experts) == 1:
+            self._build_routers()
+        self._connect()
+
+    def rename_expert(self, old: str, new: str) -> None:
+        """Give an expert another name, on disk and in the API."""
+        self._require(old)
+        self._check_name(self.lm, new)
+        for _, linear in self.routed_linears():
+            for attribute in (*linear.adapter_layer_names, *linear.other_param_names):
+                table = getattr(linear, attribute)
+                if old in table:
+                    table[new] = table.pop(old)
+        self.peft_model.peft_config[new] = self.peft_model.peft_config.pop(old)
+        renamed = {new if name == old else name: expert for name, expert in self._experts.items()}
+        self._experts = {name: replace(expert, name=name) for name, expert in renamed.items()}
+        self._connect()
+
+    def freeze_expert(self, name: str, *, frozen: bool = True) -> None:
+        """Stop (or resume) training an expert; its bytes do not change while frozen."""
+        self._experts[name] = replace(self._require(name), frozen=frozen)
+        self._connect()
+
+    def set_maturity(self, name: str, maturity: float) -> None:
+        """0 new to 1 trained. Below 1 for any expert, the mixture works by dense collaboration."""
+        if not 0 <= maturity <= 1:
+            raise TunerError(f"maturity must be between 0 and 1, got {maturity} for expert {name!r}.")
+        self._experts[name] = replace(self._require(name), maturity=maturity)
+
+    # -- how it is put together ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _prompts(self, labels: Tensor | None, mask: Tensor | None, inputs: dict[str, Any]) -> Iterator[None]:
+        if mask is None and labels is not None and self.routing_config.granularity == "sequence":
+            document = find_documents(
+                (labels.shape[0], labels.shape[1]),
+                inputs.get("position_ids"),
+                inputs.get("attention_mask"),
+                labels.device,
+            )
+            mask = prompt_of_labels(labels, document)
+        with self.tap.prompt(mask):
+            yield
+
+    def _is_dense(self) -> bool:
+        return any(expert.maturity < 1 for expert in self._experts.values())
+
+    def _require(self, name: str) -> Expert:
+        if name not in self._experts:
+            raise TunerError(f"there is no expert {name!r}; there are {', '.join(self._experts)}.")
+        return self._experts[name]
+
+    def _check_name(self, base: nn.Module, name: str) -> None:
+        if name in self._experts:
+            raise TunerError(f"expert names must be different, got {name!r} twice.")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name):
+            raise TunerError(
+                f"an expert name must begin with a letter, hold only letters, digits, - and _, and be no method of "
+                f"nn.ModuleDict, got {name!r}."
+            )
+        parts = {part for module, _ in base.named_modules() for part in module.split(".")}
+        if name in parts or name in {"lora_A", "lora_B", "default"}:
+            # PEFT picks an adapter's weights by the substring ".{name}." in parameter names.
+            raise TunerError(
+                f"expert name {name!r} is also the name of a module of the base. Choose another."
+            )
+
+    def _lora_config(self, base: nn.Module, config: ExpertConfig) -> LoraConfig:
+        """PEFT's configuration of a plain LoRA over the layers from the tap up."""
+        path, layers = decoder_layers(base)
+        below = self._tap_start
+        return LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            use_rslora=config.use_rslora,
+            target_modules=resolve_targets(base, config.target_modules),
+            layers_to_transform=list(range(below, len(layers))) if below else None,
+            layers_pattern=path.rpartition(".")[2] if below else None,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+
+    def _inject(self, base: PreTrainedModel, name: str, config: LoraConfig) -> None:
+        config._register_custom_module({nn.Linear: RoutedLinear})
+        config.inference_mode = False
+        if not self._experts:
+            self.peft_model = PeftModelForCausalLM(base, config, adapter_name=name)
+        else:
+            self.peft_model.add_adapter(name, config)
+        self._experts[name] = Expert(name=name)
+
+    def _routers(self) -> dict[int | None, LinearRouter]:
+        return {None if key == "shared" else int(key): router for key, router in self.routers.items()}  # type: ignore[misc]
+
+    def _build_routers(self) -> None:
+        """Routers for two experts or more, freshly drawn, and the hooks that feed them."""
+        self.routers = nn.ModuleDict()
+        layers = decoder_layers(self.lm)[1]
+        if len(self._experts) > 1:
+            width = self.lm.get_input_embeddings().weight.shape[-1]
+            shared = self.routing_config.router_scope == "shared"
+            keys = ["shared"] if shared else [str(index) for index in range(self._tap_start, len(layers))]
+            for key in keys:
+                self.routers[key] = LinearRouter(width, len(self._experts)).to(self.device)
+        self.tap.remove()
+        decoder = self.lm.get_decoder()
+        self.tap = Tap(decoder, layers, self._routers(), self.routing_config, self.state, self._is_dense)
+
+    def _connect(self) -> None:
+        """Tell every adapted Linear the experts' order, and set what is trainable."""
+        path = self._layers_path
+        for name, linear in self.routed_linears():
+            inside = name.removeprefix(path + ".") if name.startswith(path + ".") else ""
+            if not inside:
+                raise TunerError(
+                    f"experts can adapt Linears inside {path} only, got {name}. Leave it out of the targets."
+                )
+            index = int(inside.partition(".")[0])
+            if index < self._tap_start:
+                raise TunerError(
+                    f"an expert adapts layer {index}, below tap_layer={self._tap_start}, where the router has not "
+                    "decided yet. Build the model with tap_layer=0."
+                )
+            linear.connect(self.state, index, self.expert_names, self.routing_config.execution)
+            for expert in self._experts.values():
+                if expert.name in linear.lora_A:
+                    linear.lora_A[expert.name].weight.requires_grad_(not expert.frozen)
+                    linear.lora_B[expert.name].weight.requires_grad_(not expert.frozen)

@@ -1,0 +1,142 @@
+"""One adapted Linear: PEFT's LoRA layer with N adapters, and a forward that follows the router's decision."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor
+
+from dylora_moe.tuner import kernels
+from dylora_moe.tuner.config import Execution
+from dylora_moe.tuner.routing import Decision, RoutingState
+
+# Under sparse delegation the wide product does N / k times the work of the grouped one, but no sorting.
+# The figures behind this bound are in docs/log.md (benchmarks/step.py).
+_MAX_BOTTLENECK_EXPERTS = 1
+
+# grouped_mm wants strides of whole 16 bytes: ranks in steps of 8 satisfy it in 16- and 32-bit dtypes.
+_RANK_STEP = 8
+
+
+class RoutedLinear(LoraLinear):
+    """A Linear of the base plus the low-rank products of the experts that its tokens are routed to.
+
+    The adapters are PEFT's own (`lora_A[name].weight` of shape (r, in), `lora_B[name].weight` of (out, r)), so
+    everything PEFT does with a LoRA layer still works. Their values live in two packed tensors, (N, r, in) and
+    (N, out, r), of which the parameters are views: the executions read all experts without a copy.
+    """
+
+    routing: RoutingState
+    layer_index: int
+    expert_names: tuple[str, ...] = ()
+    execution: Execution = "auto"
+
+    def connect(
+        self, routing: RoutingState, layer_index: int, names: tuple[str, ...], execution: Execution
+    ) -> None:
+        """Say whose decisions to follow, and in which order the router numbers the experts."""
+        self.routing, self.layer_index, self.expert_names, self.execution = (
+            routing,
+            layer_index,
+            names,
+            execution,
+        )
+        self._pack()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Base output plus the routed low-rank products. x: (batch, tokens, features_in) or (tokens, features_in)."""
+        out = self.base_layer(x, *args, **kwargs)
+        routing = self.routing
+        if routing.disabled or self.merged:
+            return out
+        if routing.forced is not None or len(self.expert_names) == 1:
+            name = routing.forced or self.expert_names[0]
+            return out + self._one(x, name) if name in self.lora_A else out
+        decision = routing.decision_for(self.layer_index)
+        if decision is None:
+            raise RuntimeError(
+                f"layer {self.layer_index} ran before its router decided; call the model through its decoder "
+                "(model(...), model.generate(...)), not layer by layer."
+            )
+        delta = self._routed(self._drop(x).reshape(-1, x.shape[-1]), decision)
+        return out + delta.view(*x.shape[:-1], delta.shape[-1]).to(out.dtype)
+
+    def _one(self, x: Tensor, name: str) -> Tensor:
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        dropped = self.lora_dropout[name](x)
+        return F.linear(F.linear(dropped, a.to(x.dtype)), b.to(x.dtype)) * self.scaling[name]
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Dropout of the input, drawn once for all experts."""
+        for name in self.expert_names:
+            if name in self.lora_dropout:
+                return self.lora_dropout[name](x)
+        return x
+
+    def _routed(self, x: Tensor, decision: Decision) -> Tensor:
+        lora_a, lora_b = self._factors()
+        execution = self._choose(x, decision)
+        if execution == "reference":
+            return kernels.reference(x, kernels.full_gates(decision), lora_a, lora_b, self._scales)
+        if execution == "bottleneck":
+            return kernels.bottleneck(x, kernels.full_gates(decision), lora_a, lora_b, self._scales)
+        assert decision.dispatch is not None
+        return kernels.grouped(x, decision.token_weights(), lora_a, lora_b, self._scales, decision.dispatch)
+
+    def _choose(self, x: Tensor, decision: Decision) -> Execution:
+        if self.execution == "reference" or x.dtype == torch.float64:
+            return "reference"
+        if decision.dispatch is None or self.execution == "bottleneck":
+            return "bottleneck"
+        if self.execution == "auto" and self.training and decision.num_experts <= _MAX_BOTTLENECK_EXPERTS:
+            return "bottleneck"
+        return "grouped"
+
+    def _pack(self) -> None:
+        """Lay the experts' values side by side and make the parameters views of them."""
+        present = [name for name in self.expert_names if name in self.lora_A]
+        self._lora_a = tuple(self.lora_A[name].weight for name in present)
+        self._lora_b = tuple(self.lora_B[name].weight for name in present)
+        scales = [self.scaling.get(name, 0.0) for name in self.expert_names]
+        self._scales = torch.tensor(scales, device=self._lora_a[0].device)
+        ranks = {a.shape[0] for a in self._lora_a}
+        alike = len(ranks) == 1 and max(ranks) % _RANK_STEP == 0
+        self._storage: tuple[Tensor, Tensor] | None = None
+        if alike and len(present) == len(self.expert_names):
+            self._storage = _share_storage(self._lora_a), _share_storage(self._lora_b)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """All experts' A's, (N, r, in), and B's, (N, out, r), such that gradients reach the parameters."""
+        if self._storage is None:
+            return self._padded_factors()
+        if not (_is_shared(self._storage[0], self._lora_a) and _is_shared(self._storage[1], self._lora_b)):
+            self._pack()  # a move or a cast gave the parameters other storage
+        return kernels.packed(self._storage[0], self._lora_a), kernels.packed(self._storage[1], self._lora_b)
+
+    def _padded_factors(self) -> tuple[Tensor, Tensor]:
+        """Experts of different rank, zero-padded to one; zeros too for an expert that leaves this Linear alone."""
+        rank = -(-max(a.shape[0] for a in self._lora_a) // _RANK_STEP) * _RANK_STEP
+        lora_a, lora_b = [], []
+        for name in self.expert_names:
+            if name in self.lora_A:
+                a, b = self.lora_A[name].weight, self.lora_B[name].weight
+                lora_a.append(F.pad(a, (0, 0, 0, rank - a.shape[0])))
+                lora_b.append(F.pad(b, (0, rank - b.shape[1])))
+            else:
+                lora_a.append(self._lora_a[0].new_zeros(rank, self.in_features))
+                lora_b.append(self._lora_b[0].new_zeros(self.out_features, rank))
+        return torch.stack(lora_a), torch.stack(lora_b)
+
+
+@torch.no_grad()
+def _share_storage(params: tuple[Tensor, ...]) -> Tensor:
+    storage = torch.stack([param.data for param in params])
+    for index, param in enumerate(params):
+        param.data = storage[index]
+    return storage
+
+
+def _is_shared(storage: Tensor, params: tuple[Tensor, ...]) -> bool:
+    start, step = storage.data_ptr(), storage.stride(0) * storage.element_size()
+    return all(p.data_ptr() == start + i * step and p.dtype == storage.dtype for i, p in enumerate(params))

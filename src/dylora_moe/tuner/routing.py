@@ -1,0 +1,123 @@
+"""What was decided in one forward pass: which experts each token goes to, with which weights.
+
+A `Decision` is made by a router and read by every adapted Linear. `RoutingState` carries the decisions of the
+pass under way from the router to the Linears, and keeps them until the next pass for whoever asks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """Tokens sorted by expert, shared by all Linears that use one decision.
+
+    A *slot* is one (token, chosen expert) pair; there are tokens * top_k of them.
+    """
+
+    token_of_slot: Int[Tensor, " slots"]
+    """Token that each sorted slot reads."""
+    slot_order: Int[Tensor, " slots"]
+    """Sorted slot -> slot in (token, choice) order."""
+    sorted_of_slot: Int[Tensor, " slots"]
+    """Inverse of `slot_order`."""
+    expert_of_slot: Int[Tensor, " slots"]
+    """Expert of each sorted slot, ascending."""
+    offsets: Int[Tensor, " experts"]
+    """End of each expert's run of slots, int32 as `grouped_mm` wants it."""
+
+
+def make_dispatch(experts: Int[Tensor, "tokens top_k"], num_experts: int) -> Dispatch:
+    """Sort the (token, expert) pairs by expert, stably, without a host synchronisation."""
+    top_k = experts.shape[1]
+    flat = experts.reshape(-1)
+    expert_of_slot, order = flat.sort(stable=True)
+    positions = torch.arange(flat.numel(), device=flat.device)
+    inverse = torch.empty_like(order).scatter_(0, order, positions)
+    bounds = torch.arange(num_experts, device=flat.device, dtype=expert_of_slot.dtype)
+    offsets = torch.searchsorted(expert_of_slot, bounds, right=True).to(torch.int32)
+    return Dispatch(
+        token_of_slot=order if top_k == 1 else order // top_k,
+        slot_order=order,
+        sorted_of_slot=inverse,
+        expert_of_slot=expert_of_slot,
+        offsets=offsets,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One router's decision. A *unit* is what gets one decision: a token, or a document."""
+
+    logits: Float[Tensor, "units experts"]
+    """Float32, before any softmax."""
+    probs: Float[Tensor, "units experts"]
+    """Softmax over all experts."""
+    experts: Int[Tensor, "units top_k"] | None
+    """Chosen experts, best first; None under dense collaboration, where all contribute."""
+    weights: Float[Tensor, "units chosen"]
+    """Weight of each chosen expert (chosen = top_k), or of every expert when dense."""
+    valid: Bool[Tensor, " units"]
+    """False for padding: such units never count in a loss or a statistic."""
+    unit_of_token: Int[Tensor, " tokens"] | None
+    """Unit that decides for each token of the flattened batch; None when every token is its own unit."""
+    row_of_unit: Int[Tensor, " units"]
+    """Row of the batch that each unit belongs to."""
+    dispatch: Dispatch | None
+    """Sorted tokens for the sparse executions; None when dense."""
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that the router chooses from."""
+        return self.logits.shape[1]
+
+    def token_weights(self) -> Float[Tensor, "tokens chosen"]:
+        """`weights`, one row per token of the flattened batch."""
+        return (
+            self.weights if self.unit_of_token is None else self.weights.index_select(0, self.unit_of_token)
+        )
+
+    def token_experts(self) -> Int[Tensor, "tokens top_k"] | None:
+        """`experts`, one row per token of the flattened batch."""
+        if self.experts is None or self.unit_of_token is None:
+            return self.experts
+        return self.experts.index_select(0, self.unit_of_token)
+
+    def load(self) -> Float[Tensor, "units experts"]:
+        """Weight that each valid unit gives to each expert, detached; rows sum to 1, padding rows to 0."""
+        load = torch.zeros_like(self.probs)
+        if self.experts is None:
+            load = self.weights.detach()
+        else:
+            load.scatter_(1, self.experts, self.weights.detach())
+        return load * self.valid[:, None]
+
+
+@dataclass(slots=True)
+class RoutingState:
+    """The decisions of the pass under way. Key None: shared by all layers; else one per layer index."""
+
+    decisions: dict[int | None, Decision] = field(default_factory=dict)
+    forced: str | None = None
+    """Name of the one expert that serves everything, whatever the router says."""
+    disabled: bool = False
+    """True while the base answers alone."""
+
+    def decision_for(self, layer: int) -> Decision | None:
+        """The decision that the adapted Linears of a layer follow, or None when none was made."""
+        shared = self.decisions.get(None)
+        return shared if shared is not None else self.decisions.get(layer)
+
+    @contextmanager
+    def replaying(self, decisions: dict[int | None, Decision]) -> Iterator[None]:
+        """Put back the decisions of an earlier pass while gradient checkpointing recomputes its layers."""
+        current, self.decisions = self.decisions, decisions
+        try:
+            yield
+        finally:
+            self.decisions = current

@@ -1,0 +1,268 @@
+"""From the base's forward pass to decisions: hooks that read hidden states where the router sits.
+
+The decoder's pre-hook notes which tokens are real, which document and which prompt each belongs to; the pre-hook
+of a decoder layer with a router turns its input into a `Decision`. Hooks of transformers' layers run outside the
+checkpointed region, once a pass, so a decision is made once also under gradient checkpointing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dylora_moe.errors import TunerError
+from dylora_moe.tuner.config import RoutingConfig
+from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
+from dylora_moe.tuner.routing import Decision, RoutingState, make_dispatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where documents and prompts lie in a batch."""
+
+    valid: Bool[Tensor, "batch tokens"]
+    """False for padding."""
+    document: Int[Tensor, "batch tokens"]
+    """Index of the document within its row; all 0 unless rows are packed."""
+    prompt: Bool[Tensor, "batch tokens"]
+    """Tokens whose features decide for their document, under sequence granularity."""
+
+    @property
+    def documents_per_row(self) -> int:
+        """The most documents that any row holds; 1 unless rows are packed."""
+        return int(self.document.max()) + 1 if self.document.numel() else 1
+
+
+def find_documents(
+    shape: tuple[int, int], position_ids: Tensor | None, attention_mask: Tensor | None, device: torch.device
+) -> Int[Tensor, "batch tokens"]:
+    """Document index of each token: rows are packed when positions restart and no attention mask is given."""
+    if position_ids is None or attention_mask is not None:
+        return torch.zeros(shape, dtype=torch.long, device=device)
+    starts = position_ids.expand(shape) == 0
+    return (starts.long().cumsum(1) - 1).clamp_min(0)
+
+
+def prompt_of_labels(
+    labels: Int[Tensor, "batch tokens"], document: Int[Tensor, "batch tokens"]
+) -> Bool[Tensor, "batch tokens"]:
+    """Tokens before the first trained label of their document."""
+    trained = labels != -100
+    before = torch.zeros_like(trained)
+    for index in range(int(document.max()) + 1):
+        inside = document == index
+        before |= inside & ((trained & inside).long().cumsum(1) == 0)
+    return before
+
+
+def first_tokens(
+    valid: Bool[Tensor, "batch tokens"], document: Int[Tensor, "batch tokens"], count: int
+) -> Bool[Tensor, "batch tokens"]:
+    """The first `count` real tokens of each document."""
+    first = torch.zeros_like(valid)
+    for index in range(int(document.max()) + 1):
+        inside = valid & (document == index)
+        first |= inside & (inside.long().cumsum(1) <= count)
+    return first
+
+
+def pool_prompts(
+    features: Float[Tensor, "batch tokens features"], layout: Layout
+) -> tuple[Float[Tensor, "units features"], Bool[Tensor, " units"]]:
+    """Mean feature of each document's prompt, float32, (batch * documents_per_row); and which documents exist."""
+    documents = torch.arange(layout.documents_per_row, device=features.device)
+    member = layout.document[:, None, :] == documents[None, :, None]
+    prompt = (member & layout.prompt[:, None, :]).float()
+    pooled = torch.bmm(prompt, features.float()) / prompt.sum(-1, keepdim=True).clamp_min(1)
+    exists = (member & layout.valid[:, None, :]).any(-1)
+    return pooled.flatten(0, 1), exists.flatten()
+
+
+class Tap:
+    """Owns the hooks; makes a decision for each router in each pass and puts it into the routing state."""
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        layers: nn.ModuleList,
+        routers: Mapping[int | None, LinearRouter],
+        config: RoutingConfig,
+        state: RoutingState,
+        is_dense: Callable[[], bool],
+    ) -> None:
+        self.config, self.state, self.is_dense = config, state, is_dense
+        self.on_features: Callable[[int | None, Tensor], None] | None = None
+        self._layout: Layout | None = None
+        self._prompt: Tensor | None = None
+        self._generating, self._prompt_length = False, None
+        self._filled_cache: Any = None
+        self._kept: WeakKeyDictionary[Any, dict[int | None, Tensor]] = WeakKeyDictionary()
+        self._handles = [
+            decoder.register_forward_pre_hook(self._start, with_kwargs=True),
+            decoder.register_forward_hook(self._finish, always_call=True),
+        ]
+        for key, router in routers.items():
+            layer = layers[config.tap_layer if key is None else key]
+            self._handles.append(layer.register_forward_pre_hook(self._hook(key, router), with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take the hooks off the base."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def prompt(self, mask: Tensor | None) -> Iterator[None]:
+        """Say which tokens are prompts, (batch, tokens) bool, for the passes inside the block."""
+        self._prompt = mask
+        try:
+            yield
+        finally:
+            self._prompt = None
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Inside the block, the tokens of the first pass are the prompt of every later one."""
+        self._generating, self._prompt_length = True, None
+        try:
+            yield
+        finally:
+            self._generating, self._prompt_length = False, None
+
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.state.decisions = {}
+        if self.state.disabled or self.state.forced is not None:
+            return
+        ids = args[0] if args else kwargs.get("input_ids")
+        tokens = ids if ids is not None else kwargs["inputs_embeds"]
+        shape, device = (tokens.shape[0], tokens.shape[1]), tokens.device
+        cache = kwargs.get("past_key_values")
+        # Asked here, before the layers below the tap add this pass's tokens to it.
+        self._filled_cache = cache if cache is not None and cache.get_seq_length() > 0 else None
+        self._layout = self._read_layout(
+            shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids")
+        )
+
+    def _read_layout(
+        self, shape: tuple[int, int], device: torch.device, mask: Any, position_ids: Tensor | None
+    ) -> Layout:
+        if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+            valid = torch.ones(shape, dtype=torch.bool, device=device)
+            if mask is not None:
+                valid = mask[:, -shape[1] :].to(device).bool()
+        elif self.config.granularity == "sequence":
+            raise TunerError(
+                "sequence granularity needs an attention_mask of shape (batch, tokens) to tell prompts from padding, "
+                f"got {type(mask).__name__}. Pass the 2-D mask, or use a dynamic cache."
+            )
+        else:
+            valid = torch.ones(shape, dtype=torch.bool, device=device)
+        document = find_documents(shape, position_ids, mask, device)
+        return Layout(valid=valid, document=document, prompt=self._find_prompt(valid, document))
+
+    def _find_prompt(self, valid: Tensor, document: Tensor) -> Tensor:
+        if self.config.granularity == "token":
+            return valid
+        if self._generating:
+            if self._prompt_length is None:
+                self._prompt_length = valid.shape[1]
+            return valid & (torch.arange(valid.shape[1], device=valid.device) < self._prompt_length)
+        prefix = first_tokens(valid, document, self.config.prefix_tokens)
+        if self._prompt is None:
+            return prefix
+        prompt = self._prompt.to(valid.device) & valid
+        members = (
+            document[:, None, :] == torch.arange(int(document.max()) + 1, device=valid.device)[None, :, None]
+        )
+        has_prompt = (members & prompt[:, None, :]).any(-1).gather(1, document)
+        return torch.where(has_prompt, prompt, prefix)
+
+    def _hook(self, key: int | None, router: LinearRouter) -> Callable[..., None]:
+        def decide(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._layout is None:
+                return
+            features = args[0] if args else kwargs["hidden_states"]
+            if key is None:
+                features = features.detach()  # a function of the frozen base alone
+            if self.on_features is not None:
+                self.on_features(key, self._units(features, self._layout))
+            self.state.decisions[key] = self._decide(key, router, features, self._layout)
+
+        return decide
+
+    def _decide(self, key: int | None, router: LinearRouter, features: Tensor, layout: Layout) -> Decision:
+        batch, tokens, width = features.shape
+        rows = torch.arange(batch, device=features.device)
+        if self.config.granularity == "token":
+            logits, valid = router(features.reshape(-1, width)), layout.valid.reshape(-1)
+            row_of_unit, unit_of_token = rows.repeat_interleave(tokens), None
+        else:
+            logits, valid = self._document_logits(key, router, features, layout)
+            per_row = logits.shape[0] // batch
+            row_of_unit = rows.repeat_interleave(per_row)
+            unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
+        return make_decision(logits, valid, row_of_unit, unit_of_token, self.config, dense=self.is_dense())
+
+    def _units(self, features: Tensor, layout: Layout) -> Tensor:
+        """What the router reads, (units, features), padding left out."""
+        if self.config.granularity == "token":
+            return features[layout.valid].float()
+        pooled, exists = pool_prompts(features, layout)
+        return pooled[exists]
+
+    def _document_logits(
+        self, key: int | None, router: LinearRouter, features: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of each document; those made at prefill when the cache already holds tokens."""
+        if self._filled_cache is not None:
+            kept = self._kept.get(self._filled_cache)
+            if kept is None or kept[key].shape[0] != features.shape[0]:
+                raise TunerError(
+                    "the cache holds tokens that this model did not route in a batch of "
+                    f"{features.shape[0]} rows. Start from an empty cache, so that the decision is made at prefill."
+                )
+            return kept[key], torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+        pooled, exists = pool_prompts(features, layout)
+        return router(pooled), exists
+
+    def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and self.config.granularity == "sequence" and self.state.decisions:
+            self._kept[cache] = {
+                key: decision.logits.detach() for key, decision in self.state.decisions.items()
+            }
+        self._layout = self._filled_cache = None
+
+
+def make_decision(
+    logits: Float[Tensor, "units experts"],
+    valid: Bool[Tensor, " units"],
+    row_of_unit: Int[Tensor, " units"],
+    unit_of_token: Int[Tensor, " tokens"] | None,
+    config: RoutingConfig,
+    *,
+    dense: bool,
+) -> Decision:
+    """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert."""
+    probs = logits.softmax(-1)
+    experts = dispatch = None
+    if dense:
+        weights = dense_gates(logits, config.temperature)
+    else:
+        experts, weights = sparse_gates(probs, config.top_k)
+        of_token = experts if unit_of_token is None else experts.index_select(0, unit_of_token)
+        dispatch = make_dispatch(of_token, logits.shape[1])
+    return Decision(
+        logits=logits,
+        probs=probs,
+        experts=experts,
+        weights=weights,
+        valid=valid,
+        unit_of_token=unit_of_token,
+        row_of_unit=row_of_unit,
+        dispatch=dispatch,
+    )
