@@ -90,9 +90,7 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         _at_least("lora_r", self.rank, 1)
         if not self.alpha > 0:
-            raise ConfigError(
-                f"lora_alpha must be above 0, got {self.alpha}. Twice lora_r is a common choice."
-            )
+            raise ConfigError(f"lora_alpha must be above 0, got {self.alpha}. Twice lora_r is a common choice.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {self.dropout}.")
 

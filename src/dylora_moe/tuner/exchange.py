@@ -25,6 +25,26 @@ EXPERTS_FOLDER = "experts"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FORMAT = 1
 
+# Fields of PEFT's LoraConfig that leave a LoRA plain, whatever their value; all others must be at their defaults.
+_PLAIN_LORA = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "peft_version",
+    "r",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
@@ -78,14 +98,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
-        raise TunerError(
-            f"{folder} holds no {MODEL_FILE}, so it is no DyLoRA-MoE model. Give a run or a model folder."
-        )
+        raise TunerError(f"{folder} holds no {MODEL_FILE}, so it is no DyLoRA-MoE model. Give a run or a model folder.")
     description = json.loads(path.read_text(encoding="utf-8"))
     if description["format"] != _FORMAT:
-        raise TunerError(
-            f"{path} has format {description['format']}, this version reads {_FORMAT}. Update dylora-moe."
-        )
+        raise TunerError(f"{path} has format {description['format']}, this version reads {_FORMAT}. Update dylora-moe.")
     return description
 
 
@@ -99,9 +115,7 @@ def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
     description = read_description(folder)
     names = [expert["name"] for expert in description["experts"]]
     configs = [_read_config(folder / EXPERTS_FOLDER / name) for name in names]
-    model = DyLoraModel(
-        base, names, routing=RoutingConfig.from_json(description["routing"]), peft_configs=configs
-    )
+    model = DyLoraModel(base, names, routing=RoutingConfig.from_json(description["routing"]), peft_configs=configs)
     for expert in description["experts"]:
         _read_weights(model, expert["name"], folder / EXPERTS_FOLDER / expert["name"])
         model.set_maturity(expert["name"], expert["maturity"])
@@ -124,6 +138,19 @@ def export_expert(model: DyLoraModel, name: str, folder: Path, *, base_name: str
         _write_adapter(model, name, target, base_name)
 
 
+def copy_expert(model_folder: Path, name: str, folder: Path) -> None:
+    """Copy one expert out of a model folder, where it is a plain PEFT adapter already; no base is needed.
+
+    Raises:
+        TunerError: no such expert, or the folder to write exists and is not empty.
+    """
+    names = [expert["name"] for expert in read_description(model_folder)["experts"]]
+    if name not in names:
+        raise TunerError(f"there is no expert {name!r} in {model_folder}; there are {', '.join(names)}.")
+    with written_whole(Path(folder)) as target:
+        shutil.copytree(Path(model_folder) / EXPERTS_FOLDER / name, target, dirs_exist_ok=True)
+
+
 def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
     """Add a plain PEFT LoRA adapter, of any rank and targets, as a mature expert.
 
@@ -144,10 +171,7 @@ def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     prefix_a, prefix_b = f".lora_A.{name}.weight", f".lora_B.{name}.weight"
     weights = {
-        f"base_model.model.{key.replace(f'.{name}.weight', '.weight')}": value.detach()
-        .cpu()
-        .contiguous()
-        .clone()
+        f"base_model.model.{key.replace(f'.{name}.weight', '.weight')}": value.detach().cpu().contiguous().clone()
         for key, value in model.lm.state_dict().items()
         if key.endswith((prefix_a, prefix_b))
     }
@@ -162,24 +186,17 @@ def _read_config(folder: Path) -> LoraConfig:
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise TunerError(f"{folder} holds no adapter_config.json, so it is no PEFT adapter.")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TunerError(f"{path} cannot be read: {error}.") from error
     if values.get("peft_type") != "LORA":
         raise TunerError(f"an expert must be a LORA adapter, {path} is of type {values.get('peft_type')}.")
-    refused = {
-        "use_dora": values.get("use_dora"),
-        "bias": values.get("bias", "none") != "none",
-        "lora_bias": values.get("lora_bias"),
-        "modules_to_save": values.get("modules_to_save"),
-        "rank_pattern": values.get("rank_pattern"),
-        "alpha_pattern": values.get("alpha_pattern"),
-        "fan_in_fan_out": values.get("fan_in_fan_out"),
-        "trainable_token_indices": values.get("trainable_token_indices"),
-        "target_parameters": values.get("target_parameters"),
-    }
-    found = [key for key, value in refused.items() if value]
-    if found:
+    plain = LoraConfig().to_dict()
+    extra = [key for key, value in values.items() if key not in _PLAIN_LORA and value and value != plain.get(key)]
+    if extra:
         raise TunerError(
-            f"an expert must be a plain LoRA, {path} uses {', '.join(found)}. Merge or retrain it without."
+            f"an expert must be a plain LoRA, {path} sets {', '.join(extra)}. Merge it or retrain without."
         )
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)

@@ -1,5 +1,7 @@
 """Finding one's way in a base model: its decoder layers, the Linears in them, and what a target setting matches."""
 
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,13 +60,9 @@ def resolve_targets(base: PreTrainedModel, targets: str | tuple[str, ...] | list
     if targets == "all-linear":
         return known
     if targets == "attention":
-        found = {
-            last for name, last in names.items() if any(part in name.lower() for part in _ATTENTION_PARTS)
-        }
+        found = {last for name, last in names.items() if any(part in name.lower() for part in _ATTENTION_PARTS)}
         if not found:
-            raise TunerError(
-                f"target_modules=attention matches no Linear of this base; there are {', '.join(known)}."
-            )
+            raise TunerError(f"target_modules=attention matches no Linear of this base; there are {', '.join(known)}.")
         return sorted(found)
     wanted = [targets] if isinstance(targets, str) else list(targets)
     missing = [name for name in wanted if name not in known]
@@ -74,3 +72,41 @@ def resolve_targets(base: PreTrainedModel, targets: str | tuple[str, ...] | list
             f"there are {', '.join(known)}, or the words all-linear and attention."
         )
     return sorted(set(wanted))
+
+
+def layer_index(layers_path: str, name: str) -> int | None:
+    """Index of the decoder layer that a module is inside of, by its name in the model; None outside all layers."""
+    if not name.startswith(layers_path + "."):
+        return None
+    return int(name.removeprefix(layers_path + ".").partition(".")[0])
+
+
+def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> None:
+    """See to it that an adapter changes something, and only Linears of layers from the tap up.
+
+    Raises:
+        TunerError: it matches nothing, something that is no Linear, or something the router cannot decide for.
+    """
+    path, _ = decoder_layers(base)
+    if config.target_modules == "all-linear":
+        config.target_modules = set(resolve_targets(base, "all-linear"))
+    adapted = tuple(name + "." for name, module in base.named_modules() if isinstance(module, RoutedLinear))
+    reached = [
+        (name, module)
+        for name, module in base.named_modules()
+        if not name.startswith(adapted) and check_target_module_exists(config, name)
+    ]
+    if not reached:
+        known = ", ".join(resolve_targets(base, "all-linear"))
+        raise TunerError(f"target_modules {config.target_modules} match nothing in this base; its Linears are {known}.")
+    for name, module in reached:
+        index = layer_index(path, name)
+        if index is None or not isinstance(module, nn.Linear | RoutedLinear):
+            raise TunerError(
+                f"experts can adapt Linears inside {path} only, this one adapts {name}. Retrain it without."
+            )
+        if index < tap_layer:
+            raise TunerError(
+                f"the expert adapts layer {index}, below tap_layer={tap_layer}, where the router has not decided yet. "
+                "Build the model with tap_layer=0."
+            )

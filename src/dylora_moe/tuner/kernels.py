@@ -50,76 +50,94 @@ class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gates: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
         ctx.save_for_backward(x, gates, a, b, scales)
-        gated = _gate_rank(x @ _rows(a, x).t(), gates, scales, a.shape)
-        return gated @ _columns(b, x)
+        with _as_is(x):
+            gated = _gate_rank(x @ _rows(a, x).t(), gates, scales, a.shape)
+            return gated @ _columns(b, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gates, a, b, scales = ctx.saved_tensors
-        num_experts, rank, _ = a.shape
-        flat_a, flat_b = _rows(a, x), _columns(b, x)
-        raw = x @ flat_a.t()
-        grad_gated = grad @ flat_b.t()
-        grad_gates = None
-        if ctx.needs_input_grad[1]:
-            products = (grad_gated.float() * raw.float()).view(-1, num_experts, rank).sum(-1)
-            grad_gates = (products * scales).to(gates.dtype)
-        grad_raw = _gate_rank(grad_gated, gates, scales, a.shape)
-        grad_x = grad_raw @ flat_a if ctx.needs_input_grad[0] else None
-        grad_a = grad_b = None
-        if ctx.needs_input_grad[2]:
-            grad_a = (grad_raw.t() @ x).view(num_experts, rank, -1)
-        if ctx.needs_input_grad[3]:
-            gated = _gate_rank(raw, gates, scales, a.shape)
-            grad_b = (gated.t() @ grad).view(num_experts, rank, -1).transpose(1, 2)
-        return grad_x, grad_gates, grad_a, grad_b, None
+        saved = ctx.saved_tensors  # once: under gradient checkpointing a second look is an error
+        with _as_is(saved[0]):
+            return *_bottleneck_grads(ctx.needs_input_grad, grad, *saved), None
+
+
+def _bottleneck_grads(
+    needed: Sequence[bool], grad: Tensor, x: Tensor, gates: Tensor, a: Tensor, b: Tensor, scales: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, gates, A and B; None where not needed."""
+    num_experts, rank, _ = a.shape
+    grad, flat_a, flat_b = grad.to(x.dtype), _rows(a, x), _columns(b, x)
+    raw = x @ flat_a.t()
+    grad_gated = grad @ flat_b.t()
+    grad_gates = grad_a = grad_b = None
+    if needed[1]:
+        products = (grad_gated.float() * raw.float()).view(-1, num_experts, rank).sum(-1)
+        grad_gates = (products * scales).to(gates.dtype)
+    grad_raw = _gate_rank(grad_gated, gates, scales, a.shape)
+    grad_x = grad_raw @ flat_a if needed[0] else None
+    if needed[2]:
+        grad_a = (grad_raw.t() @ x).view(num_experts, rank, -1)
+    if needed[3]:
+        gated = _gate_rank(raw, gates, scales, a.shape)
+        grad_b = (gated.t() @ grad).view(num_experts, rank, -1).transpose(1, 2)
+    return grad_x, grad_gates, grad_a, grad_b
 
 
 class _Grouped(torch.autograd.Function):
     """(x, weights (n, k), A (N, r, i), B (N, o, r), scales (N,), dispatch) -> delta (n, o)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
         ctx.save_for_backward(x, weights, a, b, scales)
         ctx.plan = plan
-        rows = x.index_select(0, plan.token_of_slot)
-        raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
-        gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
-        return _to_tokens(
-            F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets), plan, weights
-        )
+        with _as_is(x):
+            rows = x.index_select(0, plan.token_of_slot)
+            raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
+            gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
+            out = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
+            return _to_tokens(out, plan, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, a, b, scales = ctx.saved_tensors
-        plan: Dispatch = ctx.plan
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        slot_gates = _slot_gates(weights, scales, plan)
-        rows = x.index_select(0, plan.token_of_slot)
-        # grouped_mm refuses expanded (stride 0) gradients; index_select also makes them contiguous.
-        grad_rows = grad.index_select(0, plan.token_of_slot)
-        raw = F.grouped_mm(rows, a.transpose(1, 2), offs=plan.offsets)
-        grad_gated = F.grouped_mm(grad_rows, b, offs=plan.offsets)
-        grad_weights = None
-        if ctx.needs_input_grad[1]:
-            per_slot = (grad_gated.float() * raw.float()).sum(-1) * scales[plan.expert_of_slot]
-            grad_weights = per_slot.index_select(0, plan.sorted_of_slot).view_as(weights).to(weights.dtype)
-        grad_raw = grad_gated * slot_gates.to(x.dtype)
-        gated = raw * slot_gates.to(x.dtype)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _to_tokens(F.grouped_mm(grad_raw, a, offs=plan.offsets), plan, weights)
-        grad_a = grad_b = None
-        if ctx.needs_input_grad[2]:
-            grad_a = F.grouped_mm(grad_raw.t(), rows, offs=plan.offsets)
-        if ctx.needs_input_grad[3]:
-            # (r, o) and not (o, r): twice as fast on CPU for wide outputs, measured at o = 2048.
-            grad_b = F.grouped_mm(gated.t(), grad_rows, offs=plan.offsets).transpose(1, 2)
-        return grad_x, grad_weights, grad_a, grad_b, None, None
+        saved = ctx.saved_tensors
+        with _as_is(saved[0]):
+            return *_grouped_grads(ctx.needs_input_grad, grad, ctx.plan, *saved), None, None
+
+
+def _grouped_grads(
+    needed: Sequence[bool],
+    grad: Tensor,
+    plan: Dispatch,
+    x: Tensor,
+    weights: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scales: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weights, A and B; None where not needed."""
+    a, b = a.to(x.dtype), b.to(x.dtype)
+    slot_gates = _slot_gates(weights, scales, plan)
+    rows = x.index_select(0, plan.token_of_slot)
+    # grouped_mm refuses expanded (stride 0) gradients; index_select also makes them contiguous.
+    grad_rows = grad.to(x.dtype).index_select(0, plan.token_of_slot)
+    raw = F.grouped_mm(rows, a.transpose(1, 2), offs=plan.offsets)
+    grad_gated = F.grouped_mm(grad_rows, b, offs=plan.offsets)
+    grad_x = grad_weights = grad_a = grad_b = None
+    if needed[1]:
+        per_slot = (grad_gated.float() * raw.float()).sum(-1) * scales[plan.expert_of_slot]
+        grad_weights = per_slot.index_select(0, plan.sorted_of_slot).view_as(weights).to(weights.dtype)
+    grad_raw = grad_gated * slot_gates.to(x.dtype)
+    gated = raw * slot_gates.to(x.dtype)
+    if needed[0]:
+        grad_x = _to_tokens(F.grouped_mm(grad_raw, a, offs=plan.offsets), plan, weights)
+    if needed[2]:
+        grad_a = F.grouped_mm(grad_raw.t(), rows, offs=plan.offsets)
+    if needed[3]:
+        # (r, o) and not (o, r): twice as fast on CPU for wide outputs, measured at o = 2048.
+        grad_b = F.grouped_mm(gated.t(), grad_rows, offs=plan.offsets).transpose(1, 2)
+    return grad_x, grad_weights, grad_a, grad_b
 
 
 class _Packed(torch.autograd.Function):
@@ -133,14 +151,10 @@ class _Packed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts = grad.unbind(0)
-        return None, *(
-            p if wanted else None for p, wanted in zip(parts, ctx.needs_input_grad[1:], strict=True)
-        )
+        return None, *(p if wanted else None for p, wanted in zip(parts, ctx.needs_input_grad[1:], strict=True))
 
 
-def packed(
-    storage: Float[Tensor, "experts *shape"], params: Sequence[Tensor]
-) -> Float[Tensor, "experts *shape"]:
+def packed(storage: Float[Tensor, "experts *shape"], params: Sequence[Tensor]) -> Float[Tensor, "experts *shape"]:
     """All parameters as one tensor without a copy; `params` must be the views `storage[0], storage[1], ...`."""
     return _Packed.apply(storage, *params)  # type: ignore[return-value]
 
@@ -169,6 +183,11 @@ def grouped(
     Strides must be multiples of 16 bytes: the rank divisible by 4 in float32, by 8 in 16-bit dtypes.
     """
     return _Grouped.apply(x, weights, lora_a, lora_b, scales, plan)  # type: ignore[return-value]
+
+
+def _as_is(x: Tensor) -> torch.autocast:
+    """Compute in the dtypes given: autocast would change some products of a chain and not others."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _rows(a: Tensor, x: Tensor) -> Tensor:

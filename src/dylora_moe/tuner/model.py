@@ -3,22 +3,26 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModelForCausalLM
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import ExpertConfig, RoutingConfig
-from dylora_moe.tuner.inspect import decoder_layers, resolve_targets
+from dylora_moe.tuner.inspect import check_reach, decoder_layers, layer_index, resolve_targets
 from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.router import LinearRouter, balance_loss, z_loss
 from dylora_moe.tuner.routing import Decision, RoutingState
 from dylora_moe.tuner.tap import Tap, find_documents, prompt_of_labels
+
+_PEFT_WORDS = {"default", "base_layer", *LoraLayer.adapter_layer_names, *LoraLayer.other_param_names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +107,9 @@ class DyLoraModel(nn.Module):
         for name, config in zip(experts, configs, strict=True):
             self._check_name(base, name)
             self._inject(base, name, config)
-        self.expert_config = expert_config
         self.tap = Tap(self.lm.get_decoder(), layers, {}, routing, self.state, self._is_dense)
         self._build_routers()
         self._connect()
-
-    # -- what it is ---------------------------------------------------------------------------------------------
 
     @property
     def lm(self) -> PreTrainedModel:
@@ -146,32 +147,39 @@ class DyLoraModel(nn.Module):
             if isinstance(module, RoutedLinear):
                 yield name, module
 
-    # -- running it ---------------------------------------------------------------------------------------------
-
     def forward(
-        self, *, labels: Tensor | None = None, prompt_mask: Tensor | None = None, **inputs: Any
+        self,
+        *,
+        labels: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        hidden_only: bool = False,
+        **inputs: Any,
     ) -> Any:
-        """Run the base's language model head and all, with its experts.
+        """Run the base with its experts, head and all.
 
         Args:
             labels: (batch, tokens), -100 where not trained; they also tell where each prompt ends.
             prompt_mask: (batch, tokens) bool, the prompts, when there are no labels. Without either, sequence
                 granularity routes each document by its first `prefix_tokens` tokens.
-            inputs: what the base takes: input_ids, attention_mask, position_ids, ...
+            hidden_only: Return the last hidden states, (batch, tokens, features), and make no logits.
+            inputs: What the base takes: input_ids, attention_mask, position_ids, ...
         """
+        if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
+            # transformers sees the borders of packed documents only without a cache.
+            inputs.setdefault("use_cache", False)
         with self._prompts(labels, prompt_mask, inputs):
+            if hidden_only:
+                return self.lm.get_decoder()(**{**inputs, "use_cache": False}).last_hidden_state
             return self.lm(labels=labels, **inputs)
-
-    def hidden_states(
-        self, *, labels: Tensor | None = None, prompt_mask: Tensor | None = None, **inputs: Any
-    ) -> Float[Tensor, "batch tokens features"]:
-        """The last hidden states, before the head, for losses that never make all logits. Arguments as `forward`."""
-        with self._prompts(labels, prompt_mask, inputs):
-            return self.lm.get_decoder()(**inputs, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `generate`, each row with its own experts; the input is the prompt that decides."""
+        chunk = kwargs.get("prefill_chunk_size") or getattr(kwargs.get("generation_config"), "prefill_chunk_size", None)
+        if chunk and self.routing_config.granularity == "sequence":
+            raise TunerError(
+                "sequence granularity decides from the whole prompt at once; leave prefill_chunk_size out."
+            )
         with self.tap.generating():
             return self.lm.generate(*args, **kwargs)
 
@@ -195,6 +203,15 @@ class DyLoraModel(nn.Module):
         finally:
             self.state.disabled = previous
 
+    @contextmanager
+    def recording(self) -> Iterator[list[Decision]]:
+        """Inside the block, every decision of every pass is kept in the list that this gives."""
+        previous, self.state.recorded = self.state.recorded, []
+        try:
+            yield self.state.recorded
+        finally:
+            self.state.recorded = previous
+
     def auxiliary_losses(self, window: LoadWindow) -> AuxiliaryLosses:
         """Balance and z-loss of the last pass, whose load is added to the window of the optimizer step."""
         zero = torch.zeros((), device=self.device)
@@ -213,15 +230,16 @@ class DyLoraModel(nn.Module):
         """Recompute activations in backward, above the tap only; the decisions are remembered, not made again."""
         given = dict(activation_checkpointing_kwargs or {})
         if given.pop("use_reentrant", False):
-            raise TunerError(
-                "gradient checkpointing must be non-reentrant, got use_reentrant=True. Leave it out."
-            )
+            raise TunerError("gradient checkpointing must be non-reentrant, got use_reentrant=True. Leave it out.")
 
         def contexts() -> tuple[Any, Any]:
-            return nullcontext(), self.state.replaying(self.state.decisions)
+            return nullcontext(), self.state.replay()
 
         given |= {"use_reentrant": False, "context_fn": contexts}
         self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
+        # Only reentrant checkpointing needs inputs that require gradients; here they would keep the layers below
+        # the tap in the graph.
+        self.lm.disable_input_require_grads()
         for layer in decoder_layers(self.lm)[1][: self.routing_config.tap_layer]:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
 
@@ -234,7 +252,7 @@ class DyLoraModel(nn.Module):
         """Give every router the mean and deviation of its features on a sample; call before training.
 
         Args:
-            batches: inputs as for `hidden_states`; a few thousand tokens, or a hundred documents, are enough.
+            batches: inputs of the model, without domain; a few thousand tokens, or a hundred documents, are enough.
         """
         features = self.router_features(batches)
         for key, router in self._routers().items():
@@ -250,13 +268,11 @@ class DyLoraModel(nn.Module):
         self.tap.on_features = lambda key, features: found[key].append(features)
         try:
             for batch in batches:
-                self.hidden_states(**batch)
+                self(hidden_only=True, **batch)
         finally:
             self.tap.on_features = None
             self.train(was_training)
         return {key: torch.cat(parts) for key, parts in found.items()}
-
-    # -- the life of experts ------------------------------------------------------------------------------------
 
     def add_expert(
         self,
@@ -268,8 +284,9 @@ class DyLoraModel(nn.Module):
     ) -> None:
         """Add an untrained expert (its B is zero); those that exist keep weights, gradients and outputs."""
         self._check_name(self.lm, name)
-        lora = peft_config or self._lora_config(self.lm, config or self.expert_config or ExpertConfig())
-        self._inject(self.lm, name, lora)
+        if peft_config is None:
+            peft_config = copy(self._first_config) if config is None else self._lora_config(self.lm, config)
+        self._inject(self.lm, name, peft_config)
         self._experts[name] = replace(self._experts[name], maturity=maturity)
         if not self.routers:
             self._build_routers()
@@ -282,9 +299,7 @@ class DyLoraModel(nn.Module):
         """Forget an expert; the router keeps its rows for the others."""
         self._require(name)
         if len(self._experts) == 1:
-            raise TunerError(
-                f"a mixture needs at least one expert, and {name!r} is the last. Add another first."
-            )
+            raise TunerError(f"a mixture needs at least one expert, and {name!r} is the last. Add another first.")
         if len(self._experts) - 1 < self.routing_config.top_k:
             raise TunerError(
                 f"top_k={self.routing_config.top_k} needs as many experts, removing {name!r} leaves "
@@ -324,8 +339,6 @@ class DyLoraModel(nn.Module):
             raise TunerError(f"maturity must be between 0 and 1, got {maturity} for expert {name!r}.")
         self._experts[name] = replace(self._require(name), maturity=maturity)
 
-    # -- how it is put together ---------------------------------------------------------------------------------
-
     @contextmanager
     def _prompts(self, labels: Tensor | None, mask: Tensor | None, inputs: dict[str, Any]) -> Iterator[None]:
         if mask is None and labels is not None and self.routing_config.granularity == "sequence":
@@ -350,17 +363,15 @@ class DyLoraModel(nn.Module):
     def _check_name(self, base: nn.Module, name: str) -> None:
         if name in self._experts:
             raise TunerError(f"expert names must be different, got {name!r} twice.")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
             raise TunerError(
-                f"an expert name must begin with a letter, hold only letters, digits, - and _, and be no method of "
+                f"an expert name must begin with a letter, hold only letters, digits, - and _, and be no attribute of "
                 f"nn.ModuleDict, got {name!r}."
             )
         parts = {part for module, _ in base.named_modules() for part in module.split(".")}
-        if name in parts or name in {"lora_A", "lora_B", "default"}:
+        if name in parts or name in _PEFT_WORDS:
             # PEFT picks an adapter's weights by the substring ".{name}." in parameter names.
-            raise TunerError(
-                f"expert name {name!r} is also the name of a module of the base. Choose another."
-            )
+            raise TunerError(f"expert name {name!r} is also the name of a module of the base. Choose another.")
 
     def _lora_config(self, base: nn.Module, config: ExpertConfig) -> LoraConfig:
         """PEFT's configuration of a plain LoRA over the layers from the tap up."""
@@ -378,7 +389,14 @@ class DyLoraModel(nn.Module):
             task_type="CAUSAL_LM",
         )
 
+    @property
+    def _first_config(self) -> LoraConfig:
+        config = self.peft_model.peft_config[self.expert_names[0]]
+        assert isinstance(config, LoraConfig)
+        return config
+
     def _inject(self, base: PreTrainedModel, name: str, config: LoraConfig) -> None:
+        check_reach(base, config, self._tap_start)
         config._register_custom_module({nn.Linear: RoutedLinear})
         config.inference_mode = False
         if not self._experts:
@@ -406,19 +424,9 @@ class DyLoraModel(nn.Module):
 
     def _connect(self) -> None:
         """Tell every adapted Linear the experts' order, and set what is trainable."""
-        path = self._layers_path
         for name, linear in self.routed_linears():
-            inside = name.removeprefix(path + ".") if name.startswith(path + ".") else ""
-            if not inside:
-                raise TunerError(
-                    f"experts can adapt Linears inside {path} only, got {name}. Leave it out of the targets."
-                )
-            index = int(inside.partition(".")[0])
-            if index < self._tap_start:
-                raise TunerError(
-                    f"an expert adapts layer {index}, below tap_layer={self._tap_start}, where the router has not "
-                    "decided yet. Build the model with tap_layer=0."
-                )
+            index = layer_index(self._layers_path, name)
+            assert index is not None  # check_reach saw to it
             linear.connect(self.state, index, self.expert_names, self.routing_config.execution)
             for expert in self._experts.values():
                 if expert.name in linear.lora_A:

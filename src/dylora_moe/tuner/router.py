@@ -34,7 +34,7 @@ class LinearRouter(nn.Module):
         """Unit root mean square, then the calibrated mean and deviation; float32."""
         features = features.float()
         rms = features.pow(2).mean(-1, keepdim=True).add(_EPS).rsqrt()
-        return (features * rms - self.mean) / self.deviation
+        return (features * rms - self.mean.float()) / self.deviation.float()
 
     @torch.no_grad()
     def calibrate(self, features: Float[Tensor, "units features"]) -> None:
@@ -43,20 +43,18 @@ class LinearRouter(nn.Module):
         unit = features * features.pow(2).mean(-1, keepdim=True).add(_EPS).rsqrt()
         self.mean.copy_(unit.mean(0))
         # One deviation for all features keeps the geometry (and does not blow up near-constant ones).
-        self.deviation.copy_(
-            (unit - self.mean).pow(2).mean().sqrt().clamp_min(_EPS).expand_as(self.deviation)
-        )
+        self.deviation.copy_((unit - self.mean).pow(2).mean().sqrt().clamp_min(_EPS).expand_as(self.deviation))
 
     def forward(self, features: Float[Tensor, "units features"]) -> Float[Tensor, "units experts"]:
         """Logits in float32, whatever the dtype of the base."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(self.normalise(features), self.weight)
+            return F.linear(self.normalise(features), self.weight.float())
 
     @torch.no_grad()
     def resize(self, keep: list[int], added: int) -> None:
         """Keep the given experts' rows, in that order, and append freshly drawn ones."""
         kept = self.weight[keep]
-        fresh = torch.empty(added, self.weight.shape[1], device=self.weight.device)
+        fresh = kept.new_empty(added, self.weight.shape[1])
         nn.init.normal_(fresh, std=self.weight.shape[1] ** -0.5)
         self.weight = nn.Parameter(torch.cat([kept, fresh]), requires_grad=self.weight.requires_grad)
 

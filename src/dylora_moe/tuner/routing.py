@@ -4,8 +4,6 @@ A `Decision` is made by a router and read by every adapted Linear. `RoutingState
 pass under way from the router to the Linears, and keeps them until the next pass for whoever asks.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -78,9 +76,7 @@ class Decision:
 
     def token_weights(self) -> Float[Tensor, "tokens chosen"]:
         """`weights`, one row per token of the flattened batch."""
-        return (
-            self.weights if self.unit_of_token is None else self.weights.index_select(0, self.unit_of_token)
-        )
+        return self.weights if self.unit_of_token is None else self.weights.index_select(0, self.unit_of_token)
 
     def token_experts(self) -> Int[Tensor, "tokens top_k"] | None:
         """`experts`, one row per token of the flattened batch."""
@@ -103,6 +99,8 @@ class RoutingState:
     """The decisions of the pass under way. Key None: shared by all layers; else one per layer index."""
 
     decisions: dict[int | None, Decision] = field(default_factory=dict)
+    recorded: list[Decision] | None = None
+    """Every decision since recording was asked for; None while nobody did."""
     forced: str | None = None
     """Name of the one expert that serves everything, whatever the router says."""
     disabled: bool = False
@@ -113,11 +111,23 @@ class RoutingState:
         shared = self.decisions.get(None)
         return shared if shared is not None else self.decisions.get(layer)
 
-    @contextmanager
-    def replaying(self, decisions: dict[int | None, Decision]) -> Iterator[None]:
-        """Put back the decisions of an earlier pass while gradient checkpointing recomputes its layers."""
-        current, self.decisions = self.decisions, decisions
-        try:
-            yield
-        finally:
-            self.decisions = current
+    def replay(self) -> "Replay":
+        """What is in force now, to be put back while gradient checkpointing recomputes the layers of this pass."""
+        return Replay(self)
+
+
+class Replay:
+    """Puts a routing state back as it was; may be entered again, since a graph may be walked twice."""
+
+    def __init__(self, state: RoutingState) -> None:
+        self._state = state
+        self._then = (state.decisions, state.forced, state.disabled)
+
+    def __enter__(self) -> None:
+        state = self._state
+        self._now = (state.decisions, state.forced, state.disabled)
+        state.decisions, state.forced, state.disabled = self._then
+
+    def __exit__(self, *error: object) -> None:
+        state = self._state
+        state.decisions, state.forced, state.disabled = self._now

@@ -143,9 +143,7 @@ class Tap:
         cache = kwargs.get("past_key_values")
         # Asked here, before the layers below the tap add this pass's tokens to it.
         self._filled_cache = cache if cache is not None and cache.get_seq_length() > 0 else None
-        self._layout = self._read_layout(
-            shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids")
-        )
+        self._layout = self._read_layout(shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids"))
 
     def _read_layout(
         self, shape: tuple[int, int], device: torch.device, mask: Any, position_ids: Tensor | None
@@ -175,9 +173,7 @@ class Tap:
         if self._prompt is None:
             return prefix
         prompt = self._prompt.to(valid.device) & valid
-        members = (
-            document[:, None, :] == torch.arange(int(document.max()) + 1, device=valid.device)[None, :, None]
-        )
+        members = document[:, None, :] == torch.arange(int(document.max()) + 1, device=valid.device)[None, :, None]
         has_prompt = (members & prompt[:, None, :]).any(-1).gather(1, document)
         return torch.where(has_prompt, prompt, prefix)
 
@@ -190,7 +186,10 @@ class Tap:
                 features = features.detach()  # a function of the frozen base alone
             if self.on_features is not None:
                 self.on_features(key, self._units(features, self._layout))
-            self.state.decisions[key] = self._decide(key, router, features, self._layout)
+            decision = self._decide(key, router, features, self._layout)
+            self.state.decisions[key] = decision
+            if self.state.recorded is not None:
+                self.state.recorded.append(decision)
 
         return decide
 
@@ -232,9 +231,7 @@ class Tap:
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and self.config.granularity == "sequence" and self.state.decisions:
-            self._kept[cache] = {
-                key: decision.logits.detach() for key, decision in self.state.decisions.items()
-            }
+            self._kept[cache] = {key: decision.logits.detach() for key, decision in self.state.decisions.items()}
         self._layout = self._filled_cache = None
 
 

@@ -1,0 +1,61 @@
+"""Disk space: checked before work starts, and recognised when it runs out all the same."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dylora_moe.errors import BaseModelError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# safetensors (Rust) and pip (another process) tell only in words.
+_FULL_TEXTS = (
+    *(f"os error {code})" for code in sorted(_FULL)),
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+)
+
+
+def check_free(folder: Path, need_bytes: int, what: str) -> None:
+    """Refuse work for which `folder`'s disk has no room.
+
+    Raises:
+        BaseModelError: less than `need_bytes` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise BaseModelError(
+            f"{what} needs {gigabytes(need_bytes)} free in {folder}, got {gigabytes(free)}. "
+            "Free some space, or set DYLORA_CACHE to a folder on a larger disk."
+        )
+
+
+def is_disk_full(error: BaseException | str) -> bool:
+    """Whether an error, one behind it, or a program's message says that a disk, quota or file limit is full."""
+    if isinstance(error, str):
+        return any(text in error for text in _FULL_TEXTS)
+    return any((isinstance(link, OSError) and link.errno in _FULL) or is_disk_full(str(link)) for link in chain(error))
+
+
+def disk_full_error(folder: Path, what: str) -> BaseModelError:
+    """The error for a disk that filled up during the work."""
+    return BaseModelError(
+        f"{what} needs disk space, and the disk, quota or file size limit of {folder} was reached; nothing "
+        "half-written was kept. Free some space, or set DYLORA_CACHE (HF_HOME for hub models) to a larger disk."
+    )
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it was raised from."""
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def gigabytes(num_bytes: int) -> str:
+    """Bytes as text, in decimal gigabytes: 1359000000 -> '1.36 GB'."""
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,141 @@
+"""The cache of converted bases: each folder is built once, by one process, and appears complete or not at all."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dylora_moe.bases.disk import check_free, disk_full_error, is_disk_full
+from dylora_moe.errors import BaseModelError
+
+MANIFEST = "dylora_base.json"
+# Raised when the same GGUF gives another folder than before, so that older caches are built again.
+_FORMAT = 1
+_UNUSABLE = (PermissionError, NotADirectoryError, FileExistsError)
+
+
+def bases_folder(cache_dir: Path | None, environment: Mapping[str, str]) -> Path:
+    """Where converted bases lie: `bases/` in `cache_dir`, $DYLORA_CACHE or the user's cache, the first that is set."""
+    if cache_dir is not None:
+        return Path(cache_dir) / "bases"
+    if own := environment.get("DYLORA_CACHE"):
+        return Path(os.path.expanduser(own)) / "bases"
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(cache)) / "dylora-moe" / "bases"
+
+
+def materialise(
+    folder: Path,
+    build: Callable[[Path, Path], None],
+    *,
+    identity: str,
+    need_bytes: int,
+    progress: Callable[[str], None],
+) -> Path:
+    """Return `folder`, building it first where no complete one is there.
+
+    Args:
+        folder: the finished folder; its parent is made.
+        build: called with an empty scratch folder and the empty folder to fill; both on `folder`'s disk.
+        identity: what the content was made from; a folder made from something else is replaced.
+        need_bytes: free space that `build` needs at its peak.
+        progress: told when another process is being waited for.
+
+    Raises:
+        BaseModelError: the disk is too small or the cache cannot be written; nothing half-written stays.
+    """
+    if is_complete(folder, identity):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, progress):
+            if not is_complete(folder, identity):
+                _remove_leftovers(folder)
+                check_free(folder.parent, need_bytes, f"Preparing {folder.name}")
+                _build_and_rename(folder, build, identity)
+    except BaseModelError:
+        raise
+    except Exception as error:  # conversion libraries wrap a full disk in errors of their own
+        if is_disk_full(error):
+            raise disk_full_error(folder.parent, f"Preparing {folder.name}") from error
+        if isinstance(error, _UNUSABLE) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+            raise BaseModelError(
+                f"The cache of base models must be a folder that can be written, got {error}. "
+                "Set DYLORA_CACHE to a folder that you may write to."
+            ) from error
+        raise
+    return folder
+
+
+def is_complete(folder: Path, identity: str) -> bool:
+    """Whether the folder's manifest fits and every file has the size that it lists (contents are not read)."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (manifest["format"], manifest["identity"]) != (_FORMAT, identity):
+            return False
+        return all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def _locked(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock; the system frees it when the process dies."""
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"waiting for another process that is preparing {folder.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left. Called under the lock, so nobody is at work in these."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _build_and_rename(folder: Path, build: Callable[[Path, Path], None], identity: str) -> None:
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        scratch, result = work / "scratch", work / "result"
+        scratch.mkdir()
+        result.mkdir()
+        build(scratch, result)
+        _seal(result, identity)
+        os.replace(result, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _seal(result: Path, identity: str) -> None:
+    """Write the manifest, last, and force everything to disk before the folder gets its name."""
+    files = {path.relative_to(result).as_posix(): path.stat().st_size for path in result.rglob("*") if path.is_file()}
+    manifest = {"format": _FORMAT, "identity": identity, "files": files}
+    (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for name in (*files, MANIFEST):
+        _sync(result / name)
+    _sync(result)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

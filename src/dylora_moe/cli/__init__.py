@@ -1,0 +1,1 @@
+"""The command `dylora`: one file a verb, imported only when that verb runs."""

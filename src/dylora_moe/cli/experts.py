@@ -1,0 +1,99 @@
+"""`dylora experts list|export`"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from dylora_moe.cli.quiet import quiet_libraries
+from dylora_moe.cli.show import consoles
+from dylora_moe.run_dir import FINAL, RESULT, RunDir
+
+
+@click.group("experts")
+def command() -> None:
+    """List and export the experts of a run."""
+
+
+@command.command("list")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON on standard output.")
+def list_experts(run: Path, as_json: bool) -> None:
+    """Show each expert of RUN: rank, size, maturity, share of the validation load, and what it serves most."""
+    experts = [_describe(RunDir(run), expert) for expert in _description(run)["experts"]]
+    console = consoles(as_json)
+    table = Table(title=f"Experts of {run}", title_justify="left")
+    for column in ("expert", "rank", "alpha", "size", "maturity", "load", "serves most"):
+        table.add_column(column, justify="left" if column in ("expert", "serves most") else "right")
+    for expert in experts:
+        load = "" if expert["load"] is None else f"{expert['load']:.0%}"
+        table.add_row(
+            expert["name"],
+            str(expert["rank"]),
+            f"{expert['alpha']:g}",
+            f"{expert['bytes'] / 1e6:.1f} MB",
+            f"{expert['maturity']:g}",
+            load,
+            expert["serves"] or "",
+        )
+    console.print(table)
+    if as_json:
+        click.echo(json.dumps(experts, ensure_ascii=False))
+
+
+@command.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--expert", required=True, help="Name of the expert.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on standard output.")
+def export(run: Path, expert: str, output: Path, as_json: bool) -> None:
+    """Write one expert of RUN as a plain PEFT LoRA adapter."""
+    quiet_libraries()
+    from dylora_moe.bases import resolve_base
+    from dylora_moe.tuner.exchange import copy_expert
+
+    description = _description(run)
+    copy_expert(run / FINAL, expert, output)
+    console = consoles(as_json)
+    base = resolve_base(description["base"], progress=lambda line: None)
+    console.print(f"Wrote {expert} to {output}. Load it in any program that reads PEFT adapters:", highlight=False)
+    lines = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        f'base = AutoModelForCausalLM.from_pretrained("{base.path_or_id}")',
+        f'model = PeftModel.from_pretrained(base, "{output}")',
+    ]
+    for line in lines:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps({"expert": expert, "output": str(output), "base": str(base.path_or_id)}))
+
+
+def _description(run: Path) -> dict[str, Any]:
+    quiet_libraries()
+    from dylora_moe.tuner.exchange import read_description
+
+    return read_description(run / FINAL)
+
+
+def _describe(run: RunDir, expert: dict[str, Any]) -> dict[str, Any]:
+    folder = run / FINAL / "experts" / expert["name"]
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    routing = run.read(RESULT)["after"]["routing"] if run.is_finished else None
+    load = serves = None
+    if routing and expert["name"] in routing["experts"]:
+        place = routing["experts"].index(expert["name"])
+        load = routing["load"][place]
+        shares = [row[place] for row in routing["table"]]
+        best = max(range(len(shares)), key=shares.__getitem__)
+        serves = f"{routing['domains'][best]} ({shares[best]:.0%} of it)" if shares[best] > 0 else None
+    return {
+        **expert,
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "bytes": (folder / "adapter_model.safetensors").stat().st_size,
+        "load": load,
+        "serves": serves,
+    }

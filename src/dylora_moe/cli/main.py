@@ -1,0 +1,50 @@
+"""`dylora VERB`: finds the verb, and turns our errors into one message without a traceback."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from dylora_moe.errors import DyLoraError
+
+# Verb -> (module, what it does). The texts stand here so that `dylora --help` imports no verb.
+_VERBS = {
+    "train": ("train", "Train a mixture of experts, or a single LoRA."),
+    "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
+    "chat": ("chat", "Ask a trained run something."),
+    "experts": ("experts", "List and export the experts of a run."),
+}
+
+
+class _Verbs(click.Group):
+    """A group whose commands are imported when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        return importlib.import_module(f"dylora_moe.cli.{_VERBS[cmd_name][0]}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dylora-moe", prog_name="dylora")
+def dylora() -> None:
+    """Train many LoRA experts and a router over one frozen language model, at about the price of one LoRA."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command line."""
+    try:
+        return dylora(arguments)
+    except DyLoraError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)

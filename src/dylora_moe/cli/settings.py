@@ -1,0 +1,58 @@
+"""Flags from settings: each field of `RunConfig` is an option under its own name, with hyphens too."""
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from dylora_moe.config import RunConfig, split_list
+
+
+def setting_options() -> list[click.Option]:
+    """One click option for each setting; an option that is not given yields no value at all."""
+    return [_option(name, field) for name, field in RunConfig.model_fields.items()]
+
+
+def given_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a command's values that were really given."""
+    return {name: value for name, value in values.items() if name in RunConfig.model_fields and value is not None}
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    hyphened = name.replace("_", "-")
+    spellings = [f"--{name}"] if hyphened == name else [f"--{name}", f"--{hyphened}"]
+    kind = _plain_type(field.annotation)
+    default = "" if field.default is None else f" Default: {_shown(field.default)}."
+    text = f"{field.description}{default}"
+    if kind is bool:
+        flag = "/".join([spellings[0], f"--no-{hyphened}"])
+        return click.Option([flag, *spellings[1:], name], is_flag=True, default=None, help=text)
+    if name in ("datasets", "target_modules"):
+        return click.Option([*spellings, name], default=None, help=text, callback=_as_list(name), metavar="A,B,...")
+    if get_origin(kind) is Literal:
+        return click.Option([*spellings, name], type=click.Choice(get_args(kind)), default=None, help=text)
+    return click.Option([*spellings, name], type=kind if kind in (int, float) else str, default=None, help=text)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """`int | None` -> int; other types as they are."""
+    if get_origin(annotation) in (types.UnionType, Union):
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        return parts[0] if len(parts) == 1 else str
+    return annotation
+
+
+def _as_list(name: str) -> Any:
+    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
+        parts = split_list(value)
+        is_word = name == "target_modules" and parts in (["all-linear"], ["attention"])
+        return parts[0] if is_word else parts
+
+    return parse
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

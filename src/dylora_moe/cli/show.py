@@ -1,0 +1,120 @@
+"""Tables that several verbs print."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def consoles(as_json: bool) -> Console:
+    """Where people's output goes: standard output, or standard error when JSON takes standard output."""
+    return Console(stderr=as_json, soft_wrap=False)
+
+
+def show_data(console: Console, summary: Any) -> None:
+    """Rows and tokens of each domain, from a data summary record."""
+    table = Table(title="Data", title_justify="left")
+    for column in ("domain", "licence", "train rows", "validation rows", "tokens", "labelled", "longest"):
+        table.add_column(column, justify="left" if column in ("domain", "licence") else "right")
+    for domain in summary.domains:
+        share = domain.num_train_label_tokens / max(domain.num_train_tokens, 1)
+        table.add_row(
+            domain.domain,
+            ", ".join(licence or "unknown" for licence in domain.licences),
+            f"{domain.num_train:,}",
+            f"{domain.num_validation:,}",
+            f"{domain.num_train_tokens:,}",
+            f"{share:.0%}",
+            f"{domain.lengths.maximum:,}",
+        )
+    console.print(table)
+
+
+def show_parameters(console: Console, parts: Sequence[Any]) -> None:
+    """Trainable and frozen parameters by part."""
+    table = Table(title="Parameters", title_justify="left")
+    table.add_column("part")
+    table.add_column("trainable", justify="right")
+    table.add_column("frozen", justify="right")
+    for part in parts:
+        table.add_row(part.part, f"{part.trainable:,}", f"{part.frozen:,}")
+    trainable, frozen = sum(p.trainable for p in parts), sum(p.frozen for p in parts)
+    table.add_row("all", f"{trainable:,}", f"{frozen:,}", style="bold")
+    console.print(table)
+    console.print(f"{trainable / (trainable + frozen):.2%} of all parameters train.\n", highlight=False)
+
+
+def show_losses(console: Console, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Validation loss of each domain before and after training."""
+    table = Table(title="Validation loss (nats per answer token)", title_justify="left")
+    for column in ("domain", "before", "after", "change", "perplexity before", "after "):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for old, new in zip(before["domains"], after["domains"], strict=True):
+        change = new["loss"] / old["loss"] - 1
+        table.add_row(
+            old["domain"],
+            f"{old['loss']:.3f}",
+            f"{new['loss']:.3f}",
+            f"[{'green' if change < 0 else 'red'}]{change:+.0%}[/]",
+            f"{old['perplexity']:.2f}",
+            f"{new['perplexity']:.2f}",
+        )
+    console.print(table)
+
+
+def show_losses_of(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """Validation loss of each domain."""
+    table = Table(title="Validation loss (nats per answer token)", title_justify="left")
+    for column in ("domain", "loss", "perplexity", "tokens", "rows"):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for domain in evaluation["domains"]:
+        table.add_row(
+            domain["domain"],
+            f"{domain['loss']:.3f}",
+            f"{domain['perplexity']:.2f}",
+            f"{domain['tokens']:,}",
+            f"{domain['rows']:,}",
+        )
+    console.print(table)
+
+
+def show_routing(console: Console, routing: Mapping[str, Any] | None) -> None:
+    """Which domain goes to which expert, darker for more; and the figures that warn of collapse."""
+    if routing is None:
+        return
+    table = Table(title="Which expert serves which domain (share of routing weight)", title_justify="left")
+    table.add_column("domain")
+    for name in routing["experts"]:
+        table.add_column(name, justify="right")
+    for domain, row in zip(routing["domains"], routing["table"], strict=True):
+        table.add_row(domain, *[_shade(share) for share in row])
+    table.add_section()
+    table.add_row("load", *[f"{share:.0%}" for share in routing["load"]])
+    console.print(table)
+    dead = ", ".join(routing["dead"]) or "none"
+    console.print(
+        f"load entropy {routing['load_entropy']:.2f} of 1, effective experts {routing['effective_experts']:.2f} of "
+        f"{len(routing['experts'])}, domain-expert information {routing['mutual_information']:.2f} bits, "
+        f"dead experts: {dead}\n",
+        highlight=False,
+    )
+
+
+def show_samples(console: Console, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Generations from the same prompts before and after training."""
+    for sample in samples:
+        console.print(f"[bold]{escape(sample['domain'])}[/]: {escape(sample['before']['prompt'])}", highlight=False)
+        for when in ("before", "after"):
+            text = sample[when]["text"].strip("\n")
+            cut = "" if sample[when]["stopped"] else " [dim](cut at the limit)[/]"
+            console.print(f"  [dim]{when} training:[/]{cut}")
+            console.print("\n".join("    " + escape(line) for line in text.splitlines()), highlight=False)
+        console.print()
+
+
+def _shade(share: float) -> str:
+    if share >= 0.5:
+        return f"[bold reverse]{share:.0%}[/]"
+    return f"[bold]{share:.0%}[/]" if share >= 0.25 else f"[dim]{share:.0%}[/]"

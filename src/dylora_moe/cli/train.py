@@ -1,0 +1,71 @@
+"""`dylora train RECIPE [--setting value ...]`"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dylora_moe.cli.settings import given_settings, setting_options
+from dylora_moe.cli.show import consoles, show_data, show_losses, show_parameters, show_routing, show_samples
+from dylora_moe.config import load_recipe, make_config
+
+
+@click.pass_context
+def _train(ctx: click.Context, recipe: Path | None, as_json: bool, **settings: Any) -> None:
+    """Train as a recipe says, flags changing single settings of it.
+
+    Every setting of a recipe is a flag of the same name, with underscores or hyphens. Without a recipe the defaults
+    train four experts on the built-in skill sets.
+    """
+    values = load_recipe(recipe) if recipe else {}
+    if recipe and "run_name" not in values:
+        values["run_name"] = recipe.stem
+    config = make_config(values | given_settings(settings), where=str(recipe) if recipe else "flags")
+
+    from dylora_moe.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from dylora_moe.train.run import Stages, train
+
+    console = consoles(as_json)
+    console.print(f"Run [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
+    stages = Stages(
+        data=lambda data: show_data(console, data.summary),
+        parameters=lambda parts: show_parameters(console, parts),
+        console=console,
+    )
+    result = train(config, stages)
+    if result.get("already_finished"):
+        console.print("This run is finished already; nothing was trained. Its result:")
+    show_losses(console, result["before"], result["after"])
+    show_routing(console, result["after"]["routing"])
+    show_samples(console, result["samples"])
+    _show_next(console, config.run_dir, result)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
+    prompt = result["samples"][0]["after"]["prompt"] if result["samples"] else "Write a function that adds two numbers."
+    prompt = prompt.replace('"', "'").splitlines()[0][:80]
+    console.print("Next:", style="bold")
+    for line in (
+        f'dylora chat {run_dir} --prompt "{prompt}"',
+        f"dylora evaluate {run_dir}",
+        f"dylora experts list {run_dir}",
+        f"dylora experts export {run_dir} --expert expert_0 --output my_expert",
+    ):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+command = click.Command(
+    "train",
+    callback=_train,
+    help=_train.__doc__,
+    params=[
+        click.Argument(["recipe"], required=False, type=click.Path(dir_okay=False, path_type=Path)),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on standard output."),
+        *setting_options(),
+    ],
+)

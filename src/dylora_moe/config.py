@@ -1,0 +1,243 @@
+"""Every setting of a run, once, documented under its field. Recipes, flags and help all derive from `RunConfig`."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dylora_moe.errors import ConfigError
+
+Percent = float
+
+
+class RunConfig(BaseModel):
+    """A complete run. Names are those of the founding documents; ranges are checked here, before any work."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    base_model: str = "pypi:gemma3-270m"
+    """Base language model: a hub id, a local folder, or an embedded base (pypi:gemma3-270m, pypi:smollm2)."""
+
+    output_dir: Path = Path("runs")
+    """Folder in which run folders are made."""
+
+    run_name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder in output_dir."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random: data, order, initial weights, dropout, sampling."""
+
+    # Data
+
+    datasets: tuple[str | dict[str, Any], ...] = Field(default=("requests", "stripe", "flask"), min_length=1)
+    """Data sets: registry names, paths, or mappings (name, path, domain, format, num_examples). As a flag: a,b,c."""
+
+    validation_split: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the prompts of each data set that is kept for validation where it has no official split."""
+
+    training_subset: Percent | None = Field(default=None, gt=0, le=100)
+    """Percent of the training rows to use; all when not given."""
+
+    eval_subset: Percent | None = Field(default=None, gt=0, le=100)
+    """Percent of the validation rows to use; all when not given."""
+
+    max_length: int = Field(default=1024, ge=8)
+    """Longest row in tokens, prompt and answer together."""
+
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with rows longer than max_length: stop and say so, or leave them out and count them."""
+
+    # Experts
+
+    num_experts: int = Field(default=4, ge=1)
+    """LoRA experts, all created at the start; 1 trains a single LoRA without a router."""
+
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of each expert; a multiple of 8 with two experts or more."""
+
+    lora_alpha: float = Field(default=32, gt=0)
+    """Numerator of the scaling alpha / r. Twice the rank is common."""
+
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout of the input of the low-rank path while training."""
+
+    use_rslora: bool = False
+    """Rank-stabilised scaling: alpha / sqrt(r) instead of alpha / r."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """What experts adapt: all-linear, attention, or last parts of Linear names such as q_proj,v_proj."""
+
+    # Routing
+
+    granularity: Literal["token", "sequence"] = "sequence"
+    """One decision a token, or one a document made from its prompt."""
+
+    router_scope: Literal["shared", "per_layer"] = "shared"
+    """One router at the tap, shared by all layers, or one router a layer on the layer's own input."""
+
+    tap_layer: int = Field(default=0, ge=0)
+    """Decoder layer whose input the router reads. Layers below it are not adapted and cost no backward pass."""
+
+    top_k: int = Field(default=1, ge=1)
+    """Experts that serve one token once all are mature."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Softness of dense collaboration while an expert is immature."""
+
+    balance_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the load-balancing loss."""
+
+    z_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the router's z-loss; 1e-3 where logits grow."""
+
+    execution: Literal["auto", "reference", "bottleneck", "grouped"] = "auto"
+    """How experts are computed; auto chooses by size."""
+
+    # Optimisation
+
+    batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass."""
+
+    eval_batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass of an evaluation."""
+
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes before one optimizer step."""
+
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak step size of experts and router."""
+
+    num_epochs: float = Field(default=3, gt=0)
+    """Passes over the training rows."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which to stop, whatever num_epochs says."""
+
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay of the experts' weights."""
+
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+
+    # Machine
+
+    bf16: bool | None = None
+    """Compute in bfloat16. Not given: wherever the hardware has it; --no-bf16 computes in float32."""
+
+    fp16: bool = False
+    """Compute in float16 with loss scaling; needs a GPU."""
+
+    load_in_4bit: bool = False
+    """Load the base in 4-bit NF4; needs bitsandbytes (the extra `quantised`)."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    # Watching
+
+    logging_steps: int = Field(default=5, ge=1)
+    """Optimizer steps between two lines of metrics."""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two evaluations; not given: at the start and the end only."""
+
+    sample_tokens: int = Field(default=64, ge=0)
+    """Tokens to generate for one validation prompt of each domain before and after training; 0 for none."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "RunConfig":
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k must be between 1 and num_experts={self.num_experts}, got {self.top_k}. "
+                "Lower top_k or raise num_experts."
+            )
+        if self.num_experts > 1 and self.lora_r % 8:
+            raise ValueError(
+                f"lora_r must be a multiple of 8 with {self.num_experts} experts, since grouped products read 16-byte "
+                f"rows, got {self.lora_r}. Take {max(8, round(self.lora_r / 8) * 8)}, or num_experts 1."
+            )
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 exclude each other, got both. Choose one.")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return self.output_dir / self.run_name
+
+
+def split_list(text: str) -> list[str]:
+    """`a,b,c` as it is written in a flag -> its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a recipe file, checked for unknown names, not yet for values.
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, a setting twice or unknown; with file, line and the nearest name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} must hold settings as `name: value` lines, got {type(values).__name__}.")
+    seen: set[str] = set()
+    for key_node, _ in root.value:
+        line, key = key_node.start_mark.line + 1, str(key_node.value)
+        if key in seen:
+            raise ConfigError(f"{path}:{line}: {key} stands here a second time. Keep one.")
+        if key not in RunConfig.model_fields:
+            raise ConfigError(f"{path}:{line}: {unknown_setting(key)}")
+        seen.add(key)
+    return values
+
+
+def unknown_setting(name: str) -> str:
+    """What to say about a setting that does not exist."""
+    near = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]}?" if near else "`dylora train --help` lists them all."
+    return f"there is no setting {name!r}. {hint}"
+
+
+def make_config(values: Mapping[str, Any], *, where: str = "settings") -> RunConfig:
+    """Settings -> a checked configuration.
+
+    Raises:
+        ConfigError: an unknown setting, a value out of range, or a combination that cannot work.
+    """
+    for name in values:
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"{where}: {unknown_setting(name)}")
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    name = str(problem["loc"][0]) if problem["loc"] else "?"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{name}: {message}, got {problem['input']!r}"
+
+
+def to_yaml(config: RunConfig) -> str:
+    """All settings, resolved and complete, as a recipe that makes the same run again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,268 @@
+"""Example -> token ids and labels: only the answer and its end token are learned.
+
+The prompt is tokenised exactly as it will be at generation, and the answer on its own after it, so that the
+border between the two is the same in training and in use.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from dylora_moe.data.example import Example, Message
+from dylora_moe.errors import DataError
+
+IGNORED = -100  # the label that torch's cross_entropy leaves out by default
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\n\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+_BOS = "{{ bos_token }}"
+_PROBE = "Answer42"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenized:
+    """One row as ids.
+
+    Attributes:
+        input_ids: Prompt, answer, end token; nothing after it.
+        labels: As long as `input_ids`: `IGNORED` for the prompt, then the ids themselves.
+        prompt_length: How many ids the prompt has.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    prompt_length: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedSet:
+    """Rows in the order of their examples, and the ids that end an answer: generation stops on these."""
+
+    rows: tuple[Tokenized, ...]
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ending:
+    """What a template writes after an answer: all of it, the part that is learned, and the end token."""
+
+    text: str
+    learned: str
+    token: str
+    token_id: int
+
+
+def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give a tokenizer without a chat template our plain one, to be saved with it; return the template.
+
+    The plain template begins with BOS where the tokenizer puts one before plain text, as the base was
+    trained that way.
+
+    Raises:
+        DataError: The tokenizer has neither a template nor an EOS token to end an answer with.
+    """
+    if tokenizer.chat_template is None:
+        if tokenizer.eos_token is None:
+            raise DataError(
+                "A tokenizer without a chat template must have an eos_token to end answers with, got none. "
+                "Set tokenizer.eos_token or tokenizer.chat_template."
+            )
+        tokenizer.chat_template = (_BOS if _puts_bos(tokenizer) else "") + PLAIN_TEMPLATE
+    return tokenizer.get_chat_template()
+
+
+def _puts_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("x").input_ids[:1] == [bos]
+
+
+def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that a model answers: what training and generation both put before the answer.
+
+    Its ids are `tokenizer(text, add_special_tokens=False)`: the template has set the special tokens already.
+    """
+    return _render(messages, tokenizer, for_generation=True)
+
+
+def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, for_generation: bool) -> str:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=for_generation))
+
+
+def tokenize_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> TokenizedSet:
+    """Tokenise examples, without looking at their length (see `fit_to_length`).
+
+    Raises:
+        DataError: The template fails, does not go on where the prompt ends, or no end token is known.
+    """
+    ensure_template(tokenizer)
+    ending = _find_ending(tokenizer)
+    if not examples:
+        return TokenizedSet(rows=(), end_token_ids=(ending.token_id,))
+    parts = [_prompt_and_answer(example, tokenizer, ending) for example in examples]
+    prompts = tokenizer([prompt for prompt, _ in parts], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([answer for _, answer in parts], add_special_tokens=False)["input_ids"]
+    for example, answer in zip(examples, answers, strict=True):
+        if ending.token_id in answer:
+            raise DataError(
+                f"{_name(example)}: an answer must not contain the end token {ending.token!r}, as a model "
+                "would learn to stop there. Drop the row or spell the token differently."
+            )
+    rows = [_join(prompt, answer, ending.token_id) for prompt, answer in zip(prompts, answers, strict=True)]
+    result = TokenizedSet(rows=tuple(rows), end_token_ids=(ending.token_id,))
+    check_labels(result)
+    return result
+
+
+def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Tokenized:
+    """Tokenise one example.
+
+    Raises:
+        DataError: As `tokenize_examples`, or the row has more than `max_length` tokens.
+    """
+    rows = tokenize_examples([example], tokenizer).rows
+    fit_to_length(rows, max_length=max_length, overlong="error")
+    return rows[0]
+
+
+def _join(prompt: Sequence[int], answer: Sequence[int], end: int) -> Tokenized:
+    learned = (*answer, end)
+    return Tokenized(
+        input_ids=(*prompt, *learned),
+        labels=(*[IGNORED] * len(prompt), *learned),
+        prompt_length=len(prompt),
+    )
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer under the tokenizer's chat template.
+
+    Raises:
+        DataError: The template cannot render a question and an answer, or nothing ends an answer.
+    """
+    return _find_ending(tokenizer).token_id
+
+
+def _find_ending(tokenizer: PreTrainedTokenizerBase) -> _Ending:
+    """Ask the template, with a made-up answer, what comes after an answer.
+
+    The end is the first special token there: some templates put more behind the end of the turn.
+    """
+    turns = [Message(role="user", content="Question"), Message(role="assistant", content=_PROBE)]
+    try:
+        whole = _render(turns, tokenizer, for_generation=False)
+    except Exception as error:  # templates raise jinja2's errors, or Python's own from their expressions
+        raise DataError(f"The chat template must render a question and an answer, got: {error}.") from error
+    before, _, after = whole.rpartition(_PROBE)
+    if not before:
+        raise DataError(f"The chat template must keep the answer as it is, got {whole[-200:]!r}. Mend it.")
+    end = _special_tokens(tokenizer).search(after)
+    token = end.group() if end else tokenizer.eos_token
+    if token is None:
+        raise DataError(
+            "An answer must end in a special token, but the chat template writes none and the tokenizer has "
+            "no eos_token. Set one of them."
+        )
+    return _Ending(
+        text=after,
+        learned=after[: end.start()] if end else after.rstrip(),
+        token=str(token),
+        token_id=cast(int, tokenizer.convert_tokens_to_ids(str(token))),
+    )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """A pattern for every special token, the longest first where one begins another."""
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts.update(tokenizer.all_special_tokens)
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+
+
+def _prompt_and_answer(example: Example, tokenizer: PreTrainedTokenizerBase, ending: _Ending) -> tuple[str, str]:
+    """The rendered prompt, and what a model must write after it, without the end token."""
+    try:
+        prompt = render_prompt(example.prompt, tokenizer)
+        whole = _render(example.messages, tokenizer, for_generation=False)
+    except Exception as error:  # as in _find_ending
+        raise DataError(f"{_name(example)}: the chat template refuses it ({error}).") from error
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"{_name(example)}: the chat template must render the whole conversation as the prompt with the "
+            f"answer after it, but the prompt ends in {prompt[-60:]!r} and the conversation goes on "
+            f"{_parting(prompt, whole)!r} there. Mend tokenizer.chat_template."
+        )
+    answer = whole[len(prompt) :].removesuffix(ending.text)
+    if not whole.endswith(ending.text) or example.answer.strip() not in answer:
+        raise DataError(
+            f"{_name(example)}: the chat template must write the answer as it is and {ending.text!r} after "
+            f"it, got {whole[len(prompt) :][-200:]!r}. Mend tokenizer.chat_template."
+        )
+    return prompt, answer + ending.learned
+
+
+def _name(example: Example) -> str:
+    return f"Example of {example.source} beginning {example.prompt[-1].content[:50]!r}"
+
+
+def _parting(prompt: str, whole: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
+    return whole[same : same + 60]
+
+
+def check_labels(tokenized: TokenizedSet) -> None:
+    """Stop before training on rows that teach nothing, or that never teach a model to stop.
+
+    Raises:
+        DataError: A row has no label but its end, or its last label is not an end token.
+    """
+    for index, row in enumerate(tokenized.rows):
+        learned = [label for label in row.labels if label != IGNORED]
+        if len(learned) < 2:
+            raise DataError(
+                f"Every row must have labels besides its end token, got {learned} in row {index}. "
+                "The tokenizer or the template drops the answer."
+            )
+        if row.labels[-1] not in tokenized.end_token_ids:
+            raise DataError(
+                f"The last label must be one of the end tokens {tokenized.end_token_ids}, got "
+                f"{row.labels[-1]} in row {index}. A model trained on it would never stop."
+            )
+
+
+def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Literal["error", "drop"]) -> tuple[int, ...]:
+    """The indices of the rows to keep: nothing is ever cut.
+
+    Args:
+        rows: Rows of any length.
+        max_length: The most tokens that a row may have.
+        overlong: `error` stops if any row is longer, `drop` leaves it out.
+
+    Raises:
+        DataError: A row is too long under `error`; the text says which max_length would do.
+    """
+    kept = tuple(index for index, row in enumerate(rows) if len(row) <= max_length)
+    if overlong == "error" and len(kept) < len(rows):
+        lengths = sorted(map(len, rows))
+        raise DataError(
+            f"Rows must have at most max_length={max_length} tokens, but {len(rows) - len(kept)} of "
+            f"{len(rows)} have more; the longest has {lengths[-1]}. max_length={quantile(lengths, 0.99)} "
+            f"fits 99 % of the rows, max_length={lengths[-1]} all. Raise it, or set overlong: drop."
+        )
+    return kept
+
+
+def quantile(ordered: Sequence[int], fraction: float) -> int:
+    """The smallest of the ordered values that at least this fraction of them does not exceed."""
+    rank = max(1, -(-len(ordered) * fraction // 1))
+    return ordered[min(len(ordered), int(rank)) - 1]

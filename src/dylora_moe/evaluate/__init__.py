@@ -1,0 +1,1 @@
+"""Measuring a model: (model, rows) -> records. Prints nothing, trains nothing."""

@@ -1,0 +1,86 @@
+"""Greedy answers of a model to conversations, all in one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dylora_moe.data.example import Message
+from dylora_moe.data.tokenize import render_prompt
+from dylora_moe.tuner import Decision, DyLoraModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One greedy generation."""
+
+    prompt: str
+    text: str
+    tokens: int
+    stopped: bool
+    """True when it ended with an end token, False when it was cut at the limit."""
+    routing: dict[str, float] | None
+    """Share of the routing weight that each expert took, prompt included; None where no router decided."""
+
+
+def generate_answers(
+    model: DyLoraModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    end_token_ids: Sequence[int],
+) -> list[Answer]:
+    """Greedy answers, prompts padded on the left to one length; the model is left in the mode it was in.
+
+    Args:
+        model: With its experts forced, disabled or routed, as the caller set it.
+        tokenizer: Of the base, with the chat template the model was trained with.
+        conversations: Messages up to and without the answer.
+        max_new_tokens: The most tokens an answer may have.
+        end_token_ids: Any of these ends an answer.
+    """
+    encoded = [tokenizer(render_prompt(c, tokenizer), add_special_tokens=False)["input_ids"] for c in conversations]
+    longest = max(map(len, encoded))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with model.recording() as decisions:
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(end_token_ids),
+                pad_token_id=pad,
+            )
+    finally:
+        model.train(was_training)
+    shares = _shares(decisions, len(encoded))
+    ends, answers = set(end_token_ids), []
+    for index, (conversation, row) in enumerate(zip(conversations, output[:, longest:].tolist(), strict=True)):
+        length = next((place for place, token in enumerate(row) if token in ends), len(row))
+        answers.append(
+            Answer(
+                prompt=conversation[-1].content,
+                text=tokenizer.decode(row[:length], skip_special_tokens=True),
+                tokens=length,
+                stopped=length < len(row),
+                routing=None if shares is None else dict(zip(model.expert_names, shares[index], strict=True)),
+            )
+        )
+    return answers
+
+
+def _shares(decisions: Sequence[Decision], rows: int) -> list[list[float]] | None:
+    """Each row's routing weight by expert, summed over all passes, as shares."""
+    if not decisions:
+        return None
+    total = torch.zeros(rows, decisions[0].num_experts, device=decisions[0].logits.device)
+    for decision in decisions:
+        total.index_add_(0, decision.row_of_unit, decision.load())
+    return (total / total.sum(1, keepdim=True).clamp_min(1e-9)).tolist()

@@ -1,0 +1,64 @@
+"""A run or model folder -> the model, its tokenizer, and what it was trained with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from dylora_moe.bases import load_base
+from dylora_moe.config import RunConfig, make_config
+from dylora_moe.errors import RunError
+from dylora_moe.evaluate.machine import base_dtype
+from dylora_moe.run_dir import CONFIG, FINAL, RunDir
+from dylora_moe.tuner import DyLoraModel, load_model, read_description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """A finished run, ready to be used."""
+
+    run: RunDir
+    config: RunConfig
+    model: DyLoraModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def read_config(run: RunDir) -> RunConfig:
+    """The settings a run was made with.
+
+    Raises:
+        RunError: the folder is no run folder.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise RunError(
+            f"{run.path} holds no {CONFIG}, so it is no run folder. Give the folder that `dylora train` made."
+        )
+    return make_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+
+
+def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
+    """Load the model of a finished run on its base, in evaluation mode.
+
+    Raises:
+        RunError: no run folder, or a run that is not finished.
+        BaseModelError: its base cannot be had.
+    """
+    run = RunDir(folder)
+    config = read_config(run)
+    if not run.is_finished:
+        raise RunError(f"the run in {folder} is not finished. Wait for it, or train it first.")
+    description: dict[str, Any] = read_description(run / FINAL)
+    base = load_base(
+        description["base"],
+        dtype=base_dtype(bf16=config.bf16, fp16=config.fp16),
+        load_in_4bit=config.load_in_4bit,
+        progress=progress,
+    )
+    model = load_model(base.model, run / FINAL)
+    tokenizer = base.tokenizer
+    tokenizer.chat_template = (run / FINAL / "chat_template.jinja").read_text(encoding="utf-8")
+    return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer)

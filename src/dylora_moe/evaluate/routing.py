@@ -1,0 +1,107 @@
+"""How tokens spread over experts: load, entropies, dead experts, and which domain goes where. Pure numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dylora_moe.tuner import Decision
+
+# An expert is dead when its share of the load is under this part of the even share 1 / N.
+DEAD_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingReport:
+    """What a window of passes did. Units are tokens or documents, by granularity; shares sum to 1.
+
+    Attributes:
+        experts: Names, in the order of all lists here.
+        domains: Names, in the order of the table's rows.
+        table: Share of each domain's load that each expert took, one row a domain.
+        load: Share of the whole load.
+        load_entropy: Entropy of the load over log N: 1 even, 0 collapsed.
+        decision_entropy: Mean entropy of a unit's probabilities over log N: 0 when the router is sure.
+        effective_experts: exp of the load's entropy, 1 to N.
+        max_violation: Highest load over the mean, minus 1 (arXiv 2408.15664): 0 when even.
+        dead: Experts with less than 1 % of the even share.
+        mutual_information: Between domain and expert, in bits; 0 when experts ignore domains.
+        units: Decisions counted.
+    """
+
+    experts: tuple[str, ...]
+    domains: tuple[str, ...]
+    table: tuple[tuple[float, ...], ...]
+    load: tuple[float, ...]
+    load_entropy: float
+    decision_entropy: float
+    effective_experts: float
+    max_violation: float
+    dead: tuple[str, ...]
+    mutual_information: float
+    units: int
+
+
+class RoutingMeter:
+    """Sums decisions of many passes by domain; `report` turns them into figures."""
+
+    def __init__(self, experts: Sequence[str], domains: Sequence[str]) -> None:
+        self.experts, self.domains = tuple(experts), tuple(domains)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything seen."""
+        self._load: Tensor | None = None
+        self._entropy: Tensor | float = 0.0
+        self._units: Tensor | int = 0
+
+    @torch.no_grad()
+    def add(self, decisions: Sequence[Decision], domain_of_row: Tensor) -> None:
+        """Count one pass. Several routers (one a layer) count alike.
+
+        Args:
+            decisions: Those of the pass.
+            domain_of_row: (batch,) index into the domains.
+        """
+        for decision in decisions:
+            domain = domain_of_row.to(decision.row_of_unit.device)[decision.row_of_unit]
+            if self._load is None:
+                # Sums stay where the model is: reading them every pass would make a GPU wait.
+                self._load = torch.zeros(
+                    len(self.domains), len(self.experts), dtype=torch.float64, device=domain.device
+                )
+            self._load.index_add_(0, domain, decision.load().double())
+            entropy = -(decision.probs * decision.probs.clamp_min(1e-20).log()).sum(-1)
+            self._entropy = self._entropy + (entropy * decision.valid).sum()
+            self._units = self._units + decision.valid.sum()
+
+    def report(self) -> RoutingReport | None:
+        """Figures of everything since the last `clear`; None when no router decided anything."""
+        if self._load is None:
+            return None
+        counts = self._load.cpu()
+        joint = counts / counts.sum().clamp_min(1e-20)
+        load, log_n = joint.sum(0), math.log(len(self.experts))
+        per_domain = joint.sum(1, keepdim=True)
+        entropy = float(-(load * load.clamp_min(1e-20).log()).sum())
+        independent = (per_domain * load).clamp_min(1e-20)
+        information = float((joint * (joint.clamp_min(1e-20) / independent).log2()).sum())
+        return RoutingReport(
+            experts=self.experts,
+            domains=self.domains,
+            table=tuple(tuple(row) for row in (joint / per_domain.clamp_min(1e-20)).tolist()),
+            load=tuple(load.tolist()),
+            load_entropy=entropy / log_n,
+            decision_entropy=float(self._entropy) / max(int(self._units), 1) / log_n,
+            effective_experts=math.exp(entropy),
+            max_violation=float(load.max() * len(self.experts) - 1),
+            dead=tuple(
+                name
+                for name, share in zip(self.experts, load.tolist(), strict=True)
+                if share < DEAD_SHARE / len(self.experts)
+            ),
+            mutual_information=max(0.0, information),
+            units=int(self._units),
+        )

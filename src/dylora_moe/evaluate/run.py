@@ -1,0 +1,59 @@
+"""`dylora evaluate`: a run folder -> figures on its validation rows, kept in the folder."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from dylora_moe.data.build import build_data
+from dylora_moe.errors import DataError
+from dylora_moe.evaluate.load import load_run
+from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
+from dylora_moe.run_dir import DATA, EVAL
+from dylora_moe.tuner.head import read_head
+
+
+def evaluate_run(
+    folder: Path, *, expert: str | None = None, base_alone: bool = False, progress: Callable[[str], None]
+) -> Evaluation:
+    """Measure a finished run, routed, with one expert forced, or the base alone.
+
+    Raises:
+        DataError: the data is not what the run was trained with.
+    """
+    trained = load_run(folder, progress=progress)
+    config, model = trained.config, trained.model
+    data = build_data(
+        config.datasets,
+        trained.tokenizer,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        validation_split=config.validation_split,
+        training_subset=config.training_subset,
+        eval_subset=config.eval_subset,
+        seed=config.seed,
+    )
+    then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
+    changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
+    if changed:
+        raise DataError(
+            f"the data of {', '.join(changed)} must be what the run was trained with, so that validation rows are "
+            "unseen ones, and it has changed since. Restore the files."
+        )
+    mode: AbstractContextManager[None] = nullcontext()
+    if base_alone:
+        mode = model.disabled()
+    elif expert is not None:
+        mode = model.forced(expert)
+    progress("Measuring ...")
+    with mode:
+        evaluation = evaluate_domains(
+            model,
+            read_head(model.lm),
+            data.validation,
+            batch_size=config.eval_batch_size,
+            pad_token_id=int(trained.tokenizer.pad_token_id),
+        )
+    name = "base" if base_alone else f"expert-{expert}" if expert else "routed"
+    trained.run.write(f"{EVAL}/{name}.json", asdict(evaluation))
+    return evaluation

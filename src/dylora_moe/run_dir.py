@@ -1,0 +1,139 @@
+"""The run folder: file names, one writer at a time, lines appended and records written whole.
+
+It is all that stages share: training writes, evaluation, chat and reports read.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dylora_moe.errors import RunError
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+ROUTING = "routing.jsonl"
+EXPERTS = "experts.jsonl"
+SAMPLES = "samples.jsonl"
+DATA = "data.json"
+RESULT = "result.json"
+FINAL = "final"
+EVAL = "eval"
+_LOCK = ".lock"
+
+_PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+
+
+class RunDir:
+    """One run's folder. Paths, and the two ways to write: append a line, or replace a file whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_finished(self) -> bool:
+        """True when training ended well: the result is written last."""
+        return (self.path / RESULT).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the system lets go of the lock when the process ends, however.
+
+        Raises:
+            RunError: another process works in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"{self.path} is in use by another process. Wait for it, or choose another --run_name."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one JSON line to a file."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def write(self, name: str, content: str | Mapping[str, Any]) -> None:
+        """Write a file whole: readers see the old one or the new one, never a part."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run.
+
+        Raises:
+            RunError: it is not there or does not parse.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} holds no {name}; is it a run folder, and did the run get that far?") from error
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path} is no valid JSON: {error}.") from error
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of a file of JSON lines; a last line that was cut off by a kill is left out."""
+        path = self.path / name
+        if not path.is_file():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "packages": packages,
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,1 @@
+"""Training: `run.train` builds five things, then fits."""

@@ -1,0 +1,1 @@
+"""Everything that is not the loop, one file each."""

@@ -1,0 +1,161 @@
+"""transformers' Trainer plus the losses on routing, our evaluation, and our order of rows; no more."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
+from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
+from dylora_moe.tuner import AuxiliaryLosses, DyLoraModel, LoadWindow
+from dylora_moe.tuner.head import Head
+
+
+class RoutedTrainer(Trainer):
+    """Trains experts and router together.
+
+    Args:
+        model: The mixture; a single expert trains as a plain LoRA.
+        args: transformers' settings.
+        head: Of the base.
+        train_rows: Rows to train on.
+        validation: Domain -> rows; the domains' order gives meaning to a row's `domain`.
+        pad_token_id: What fills short rows.
+        balance_coefficient: Weight of the balance loss, whose load is that of the whole optimizer step.
+        z_coefficient: Weight of the z-loss.
+        record_routing: Takes the step, `train` or `validation`, and how tokens were routed since last time.
+        callbacks: Everything that is not the loop.
+    """
+
+    def __init__(
+        self,
+        model: DyLoraModel,
+        args: TrainingArguments,
+        *,
+        head: Head,
+        train_rows: Sequence[TokenizedRow],
+        validation: Mapping[str, Sequence[TokenizedRow]],
+        pad_token_id: int,
+        balance_coefficient: float,
+        z_coefficient: float,
+        record_routing: Callable[[int, str, RoutingReport], None],
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.window = LoadWindow()
+        self.clock = _StepClock(self.window)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_rows,  # type: ignore[arg-type]
+            eval_dataset=dict(validation),  # type: ignore[arg-type]
+            data_collator=Collator(pad_token_id=pad_token_id),
+            callbacks=[self.clock, *callbacks],
+        )
+        # The loss is a sum over labelled tokens divided by their number in the whole optimizer step.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.head, self.validation, self.pad_token_id = head, validation, pad_token_id
+        self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
+        self.record_routing = record_routing
+        self.meter = RoutingMeter(model.expert_names, tuple(validation))
+        self.tokens_seen, self._tokens_logged = torch.zeros((), dtype=torch.long), 0
+        self.auxiliary: AuxiliaryLosses | None = None
+        self.evaluation: Evaluation | None = None
+        self.evaluated_at = -1
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Bucketed batches, in an order that seed and epoch decide."""
+        sampler = BucketedBatchSampler(
+            [len(row) for row in self.train_dataset],  # type: ignore[union-attr]
+            batch_size=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Language loss per labelled token of the optimizer step, plus the weighted losses on routing."""
+        domain = inputs.pop("domain")
+        labels = inputs["labels"]
+        nll = self.head.nll(model(hidden_only=True, **inputs), labels)
+        count = nll.numel() if num_items_in_batch is None else num_items_in_batch
+        language = nll.sum() / count
+        routed: DyLoraModel = self.accelerator.unwrap_model(model)
+        auxiliary = routed.auxiliary_losses(self.window)
+        extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
+        self.meter.add(list(routed.decisions.values()), domain)
+        self.tokens_seen = self.tokens_seen.to(labels.device) + inputs["attention_mask"].sum()
+        self.auxiliary = auxiliary
+        return language + extra / self.current_gradient_accumulation_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add tokens, speed and routing of the steps since the last line to what the Trainer logs."""
+        if "loss" in logs:
+            logs |= self._figures()
+        super().log(logs, *args, **kwargs)
+
+    def _figures(self) -> dict[str, float]:
+        tokens = int(self.tokens_seen)
+        figures: dict[str, float] = {
+            "tokens": tokens,
+            "tokens_per_second": (tokens - self._tokens_logged) / max(self.clock.take(), 1e-9),
+        }
+        self._tokens_logged = tokens
+        if self.auxiliary is not None:
+            figures |= {"balance_loss": float(self.auxiliary.balance), "z_loss": float(self.auxiliary.z)}
+        report = self.meter.report()
+        if report is not None:
+            figures |= {"router_entropy": report.decision_entropy, "load_entropy": report.load_entropy}
+            figures |= {"dead_experts": len(report.dead), "max_violation": report.max_violation}
+            figures |= {f"load_{name}": share for name, share in zip(report.experts, report.load, strict=True)}
+            self.record_routing(self.state.global_step, "train", report)
+            self.meter.clear()
+        return figures
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Loss of every domain and of their plain mean, and the routing of the validation rows."""
+        self.evaluation = evaluation = evaluate_domains(
+            self.accelerator.unwrap_model(self.model),
+            self.head,
+            self.validation,
+            batch_size=self.args.per_device_eval_batch_size,
+            pad_token_id=self.pad_token_id,
+        )
+        self.evaluated_at = self.state.global_step
+        if evaluation.routing is not None:
+            self.record_routing(self.state.global_step, "validation", evaluation.routing)
+        metrics = {f"{metric_key_prefix}_loss": evaluation.mean_loss}
+        metrics |= {f"{metric_key_prefix}_{result.domain}_loss": result.loss for result in evaluation.domains}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _StepClock(TrainerCallback):
+    """Seconds spent in training steps, evaluations left out; and an empty load window for each step."""
+
+    def __init__(self, window: LoadWindow) -> None:
+        self._window = window
+        self._spent, self._began = 0.0, 0.0
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        spent, self._spent = self._spent, 0.0
+        return spent
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._window.clear()
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._spent += time.perf_counter() - self._began

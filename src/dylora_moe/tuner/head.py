@@ -1,0 +1,133 @@
+"""The language model's loss without the logits: only labelled positions, in chunks, gradient made in the forward.
+
+With V = 262,144 a full (batch, tokens, V) float32 tensor is a gigabyte at a thousand tokens. The head is frozen, so
+the gradient of the loss with respect to a hidden state needs nothing from the backward pass but a factor.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from dylora_moe.errors import TunerError
+
+IGNORED = -100
+
+# Elements of one chunk of logits: 64 MiB in float32. Larger chunks were no faster on CPU (docs/log.md).
+_CHUNK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A frozen output layer and what its model does to the logits after it."""
+
+    weight: Float[Tensor, "vocabulary features"]
+    bias: Float[Tensor, " vocabulary"] | None = None
+    scale: float = 1.0
+    """Factor of the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
+    softcap: float | None = None
+    """Gemma 2: logits become softcap * tanh(logits / softcap)."""
+
+    def nll(
+        self, hidden: Float[Tensor, "batch tokens features"], labels: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, " labelled"]:
+        """Negative log-likelihood in nats of each labelled token, float32, in reading order.
+
+        Position t predicts token t + 1; labels of -100 are left out before the head.
+        """
+        targets = labels[:, 1:]
+        wanted = targets != IGNORED
+        return _FrozenHeadLoss.apply(hidden[:, :-1][wanted], targets[wanted], self)  # type: ignore[return-value]
+
+    def logits(self, hidden: Float[Tensor, "rows features"]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits in float32, as the model itself makes them."""
+        logits = F.linear(hidden, self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """(hidden (n, features), targets (n,), head) -> nll (n,), keeping d nll_i / d hidden_i for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+        rows = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
+        losses, grads = [], []
+        for chunk, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = head.logits(chunk)
+            log_total = logits.logsumexp(-1, keepdim=True)
+            losses.append((log_total - logits.gather(1, wanted[:, None])).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                grads.append(_hidden_grad(head, logits, log_total, wanted).to(hidden.dtype))
+        if grads:
+            ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        saved = ctx.saved_tensors
+        if not saved:  # no labelled token at all
+            return None, None, None
+        (per_row,) = saved
+        return (per_row * grad[:, None].to(per_row.dtype)), None, None
+
+
+def _hidden_grad(head: Head, logits: Tensor, log_total: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of each row's nll with respect to its hidden state; overwrites nothing but its own buffers."""
+    slope = None
+    if head.softcap is not None:
+        slope = 1 - (logits / head.softcap).square_()
+    grad = logits.sub_(log_total).exp_()  # softmax
+    grad.scatter_add_(1, targets[:, None], grad.new_full((grad.shape[0], 1), -1.0))
+    if slope is not None:
+        grad *= slope
+    if head.scale != 1.0:
+        grad *= head.scale
+    return grad.to(head.weight.dtype) @ head.weight
+
+
+def read_head(lm: PreTrainedModel) -> Head:
+    """The head of a causal language model, checked against the model's own logits on a few tokens.
+
+    Raises:
+        TunerError: the model does something to its logits that this loss does not know.
+    """
+    layer = lm.get_output_embeddings()
+    config = lm.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if scaling := getattr(config, "logits_scaling", None):
+        scale = 1.0 / scaling
+    head = Head(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        scale=float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    _check_against(lm, head)
+    return head
+
+
+@torch.no_grad()
+def _check_against(lm: PreTrainedModel, head: Head) -> None:
+    ids = torch.arange(8, device=lm.device)[None] % head.weight.shape[0]
+    was_training = lm.training
+    lm.eval()
+    hidden = lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    expected = lm(input_ids=ids, use_cache=False).logits.float()[0]
+    lm.train(was_training)
+    got = head.logits(hidden[0])
+    tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2
+    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()):
+        raise TunerError(
+            f"{type(lm).__name__} changes its logits after the head in a way this version does not know (off by "
+            f"{(got - expected).abs().max().item():.3g}). Please report the architecture."
+        )
