@@ -236,16 +236,19 @@ class DyLoraModel(nn.Module):
             return nullcontext(), self.state.replay()
 
         given |= {"use_reentrant": False, "context_fn": contexts}
-        self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
+        if hasattr(self.lm, "activation_checkpointing_enable"):
+            self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
+        else:  # transformers before 5.23
+            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
         # Only reentrant checkpointing needs inputs that require gradients; here they would keep the layers below
         # the tap in the graph.
         self.lm.disable_input_require_grads()
         for layer in decoder_layers(self.lm)[1][: self.routing_config.tap_layer]:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
 
-    def activation_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.lm.activation_checkpointing_disable()
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The name that transformers' Trainer calls before 5.23."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[dict[str, Tensor]]) -> None:

@@ -5,6 +5,7 @@ pass under way from the router to the Linears, and keeps them until the next pas
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,11 +95,32 @@ class Decision:
         return load * self.valid[:, None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where documents and prompts lie in a batch."""
+
+    valid: Bool[Tensor, "batch tokens"]
+    """False for padding."""
+    document: Int[Tensor, "batch tokens"]
+    """Index of the document within its row; all 0 unless rows are packed."""
+    prompt: Bool[Tensor, "batch tokens"]
+    """Tokens whose features decide for their document, under sequence granularity."""
+
+    @property
+    def documents_per_row(self) -> int:
+        """The most documents that any row holds; 1 unless rows are packed."""
+        return int(self.document.max()) + 1 if self.document.numel() else 1
+
+
 @dataclass(slots=True)
 class RoutingState:
     """The decisions of the pass under way. Key None: shared by all layers; else one per layer index."""
 
     decisions: dict[int | None, Decision] = field(default_factory=dict)
+    layout: Layout | None = None
+    """Of the batch under way; None between passes, and where no router decides."""
+    is_replayed: bool = False
+    """True while gradient checkpointing recomputes a pass."""
     recorded: list[Decision] | None = None
     """Every decision since recording was asked for; None while nobody did."""
     forced: str | None = None
@@ -121,13 +143,21 @@ class Replay:
 
     def __init__(self, state: RoutingState) -> None:
         self._state = state
-        self._then = (state.decisions, state.forced, state.disabled)
+        self._then = self._read()
+
+    def _read(self) -> tuple[Any, ...]:
+        state = self._state
+        return state.decisions, state.layout, state.forced, state.disabled
+
+    def _write(self, values: tuple[Any, ...]) -> None:
+        state = self._state
+        state.decisions, state.layout, state.forced, state.disabled = values
 
     def __enter__(self) -> None:
-        state = self._state
-        self._now = (state.decisions, state.forced, state.disabled)
-        state.decisions, state.forced, state.disabled = self._then
+        self._now = self._read()
+        self._write(self._then)
+        self._state.is_replayed = True
 
     def __exit__(self, *error: object) -> None:
-        state = self._state
-        state.decisions, state.forced, state.disabled = self._now
+        self._write(self._now)
+        self._state.is_replayed = False

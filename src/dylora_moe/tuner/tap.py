@@ -1,13 +1,12 @@
 """From the base's forward pass to decisions: hooks that read hidden states where the router sits.
 
 The decoder's pre-hook notes which tokens are real, which document and which prompt each belongs to; the pre-hook
-of a decoder layer with a router turns its input into a `Decision`. Hooks of transformers' layers run outside the
-checkpointed region, once a pass, so a decision is made once also under gradient checkpointing.
+of a decoder layer with a router turns its input into a `Decision`. Under gradient checkpointing hooks of layers run
+once a pass, or (transformers before 5.23) again when a layer is recomputed, on the layout that is replayed for it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,24 +17,7 @@ from torch import Tensor, nn
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
 from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
-from dylora_moe.tuner.routing import Decision, RoutingState, make_dispatch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Where documents and prompts lie in a batch."""
-
-    valid: Bool[Tensor, "batch tokens"]
-    """False for padding."""
-    document: Int[Tensor, "batch tokens"]
-    """Index of the document within its row; all 0 unless rows are packed."""
-    prompt: Bool[Tensor, "batch tokens"]
-    """Tokens whose features decide for their document, under sequence granularity."""
-
-    @property
-    def documents_per_row(self) -> int:
-        """The most documents that any row holds; 1 unless rows are packed."""
-        return int(self.document.max()) + 1 if self.document.numel() else 1
+from dylora_moe.tuner.routing import Decision, Layout, RoutingState, make_dispatch
 
 
 def find_documents(
@@ -97,7 +79,6 @@ class Tap:
     ) -> None:
         self.config, self.state, self.is_dense = config, state, is_dense
         self.on_features: Callable[[int | None, Tensor], None] | None = None
-        self._layout: Layout | None = None
         self._prompt: Tensor | None = None
         self._generating, self._prompt_length = False, None
         self._filled_cache: Any = None
@@ -143,7 +124,7 @@ class Tap:
         cache = kwargs.get("past_key_values")
         # Asked here, before the layers below the tap add this pass's tokens to it.
         self._filled_cache = cache if cache is not None and cache.get_seq_length() > 0 else None
-        self._layout = self._read_layout(shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        self.state.layout = self._read_layout(shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids"))
 
     def _read_layout(
         self, shape: tuple[int, int], device: torch.device, mask: Any, position_ids: Tensor | None
@@ -179,15 +160,17 @@ class Tap:
 
     def _hook(self, key: int | None, router: LinearRouter) -> Callable[..., None]:
         def decide(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._layout is None:
+            layout = self.state.layout
+            if layout is None:
                 return
             features = args[0] if args else kwargs["hidden_states"]
             if key is None:
                 features = features.detach()  # a function of the frozen base alone
+            self.state.decisions[key] = decision = self._decide(key, router, features, layout)
+            if self.state.is_replayed:
+                return
             if self.on_features is not None:
-                self.on_features(key, self._units(features, self._layout))
-            decision = self._decide(key, router, features, self._layout)
-            self.state.decisions[key] = decision
+                self.on_features(key, self._units(features, layout))
             if self.state.recorded is not None:
                 self.state.recorded.append(decision)
 
@@ -232,7 +215,7 @@ class Tap:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and self.config.granularity == "sequence" and self.state.decisions:
             self._kept[cache] = {key: decision.logits.detach() for key, decision in self.state.decisions.items()}
-        self._layout = self._filled_cache = None
+        self.state.layout = self._filled_cache = None
 
 
 def make_decision(

@@ -1,0 +1,310 @@
+"""What a training step of N experts costs against one stock PEFT LoRA of the same rank: CPU time, saved activations.
+
+Run `python benchmarks/step.py --help`. Exit code 2 means that the self-checks failed and the figures are void.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import click
+import torch
+from _contenders import RANK, SHAPES, Contender, Workshop
+from _measure import environment, interleave, ratios, saved_bytes, slope, spread
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dylora_moe.tuner.config import Execution, Granularity
+
+_ROOT = Path(__file__).resolve().parents[1]
+_NAIVE_EXPERTS = 8
+_ROW_TOKENS = 128
+_PHASES = ("forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run was asked to do."""
+
+    shapes: tuple[str, ...]
+    tokens: int
+    experts: tuple[int, ...] | None
+    """Values of N; None for those that suit the shape."""
+    warmups: int
+    repeats: int
+    everything: bool
+    granularity: Granularity
+    execution: Execution
+    quick: bool
+    seed: int
+
+    def is_full(self, shape: str) -> bool:
+        """Whether all contenders are timed at this shape."""
+        return self.everything or shape == "tiny"
+
+    def experts_of(self, shape: str) -> tuple[int, ...]:
+        """The values of N to time at this shape."""
+        return self.experts or ((1, 2, 4, 8, 16, 32) if self.is_full(shape) else (1, 8, 32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A number against its limits; `passed` is None where it was not measured or is not to be judged."""
+
+    name: str
+    limit: str
+    value: float | None
+    passed: bool | None
+    note: str = ""
+
+
+def measure_shape(shape: str, settings: Settings, console: Console) -> dict[str, Any]:
+    """Build, time and weigh all contenders over one base."""
+    rows = max(settings.tokens // _ROW_TOKENS, 1)
+    workshop = Workshop(
+        shape, rows=rows, tokens=settings.tokens // rows, seed=settings.seed, layers=1 if settings.quick else None
+    )
+    left_out: dict[str, str] = {}
+    contenders = list(_contenders(workshop, shape, settings, left_out))
+    steps = len(contenders) * (settings.warmups + settings.repeats)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(shape, total=steps)
+        interleave(
+            [contender.timed for contender in contenders],
+            warmups=settings.warmups,
+            repeats=settings.repeats,
+            progress=lambda: progress.advance(task),
+        )
+    records = [_record(contender, contenders[0]) for contender in contenders]
+    reference = records[0]["saved_bytes"]
+    for record in records:
+        record["saved_ratio"] = record["saved_bytes"] / reference if record["saved_bytes"] else None
+    lines = _by_experts(records)
+    return {
+        "shape": shape,
+        "parameters": workshop.parameters,
+        "rows": rows,
+        "tokens": settings.tokens,
+        "contenders": records,
+        "left_out": left_out,
+        "slope_per_expert": slope(list(lines), [r["ratio"]["median"] for r in lines.values()])
+        if len(lines) > 1
+        else None,
+    }
+
+
+def _contenders(workshop: Workshop, shape: str, settings: Settings, left_out: dict[str, str]) -> Iterator[Contender]:
+    kind = {"granularity": settings.granularity, "execution": settings.execution}
+    naive = 2 if settings.quick else _NAIVE_EXPERTS
+    everything, counts = settings.is_full(shape), settings.experts_of(shape)
+    yield workshop.lora()
+    yield workshop.lora("PEFT LoRA, again")
+    yield workshop.full()
+    for experts in counts:
+        ours = workshop.ours(experts, **kind)
+        yield ours
+        if experts == naive:
+            yield workshop.ours(experts, top_k=2, **kind)
+            if everything:
+                yield workshop.skewed(ours, "collapsed")
+                yield workshop.skewed(ours, "half empty")
+    yield workshop.passes(naive, max_repeats=None if everything else 2)
+    if everything:
+        for experts in counts:
+            if experts in (naive, 32):
+                yield workshop.lora(f"PEFT LoRA, r={RANK * experts}", rank=RANK * experts)
+        yield workshop.all_active(naive)
+        try:
+            xlora = workshop.xlora(naive)
+            xlora.timed.step()
+        except Exception as error:  # another project's code: whatever it raises is the finding
+            left_out["PEFT X-LoRA"] = f"does not train: {type(error).__name__}: {error}"
+        else:
+            yield xlora
+
+
+def _record(contender: Contender, reference: Contender) -> dict[str, Any]:
+    timed = contender.timed
+    totals = timed.totals
+    histogram = _histogram(contender)
+    saved = None
+    if len(timed.forwards) == 1:
+        saved = saved_bytes(timed.forwards[0], not_counted=contender.living(), side=contender.decided)
+        timed.optimizer.zero_grad(set_to_none=True)
+    return {
+        "name": contender.name,
+        "style": contender.style,
+        "experts": contender.experts,
+        "top_k": contender.top_k,
+        "rank": contender.rank,
+        "trainable_parameters": contender.trainable,
+        "seconds": totals,
+        "median_s": median(totals),
+        "min_s": min(totals),
+        "spread": spread(totals),
+        "phases_s": {name: median(phase[i] for phase in timed.seconds) for i, name in enumerate(_PHASES)},
+        "ratio": ratios(totals, reference.timed.totals),
+        "saved_bytes": saved,
+        "histogram": histogram,
+    }
+
+
+def _histogram(contender: Contender) -> list[int] | None:
+    if contender.histogram() is None:
+        return None
+    with torch.no_grad():
+        contender.timed.forwards[0]()
+    return contender.histogram()
+
+
+def _by_experts(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Our records at top 1, by number of experts."""
+    return {r["experts"]: r for r in records if r["style"] == "ours" and r["top_k"] == 1}
+
+
+def judge(result: dict[str, Any]) -> tuple[list[Verdict], list[Verdict]]:
+    """Self-checks of the harness, and the bars that the project sets itself."""
+    records = result["contenders"]
+    style = {r["style"]: r for r in records}
+    lines = _by_experts(records)
+    full, passes = style["full"]["ratio"]["median"], style["passes"]
+    per_pass = passes["ratio"]["median"] / passes["experts"]
+    again = records[1]["ratio"]["median"]
+    checks = [
+        Verdict(name="full fine-tuning / LoRA", limit="1.2 to 1.5", value=full, passed=1.2 <= full <= 1.5),
+        Verdict(
+            name=f"{passes['experts']} passes / LoRA / {passes['experts']}",
+            limit="0.95 to 1.05, noisy to 0.90 or 1.10",
+            value=per_pass,
+            passed=0.9 <= per_pass <= 1.1,
+            note="" if 0.95 <= per_pass <= 1.05 else "noisy: more than 5 % off",
+        ),
+        Verdict(
+            name="the same LoRA again / LoRA",
+            limit="0.95 to 1.05",
+            value=again,
+            passed=0.95 <= again <= 1.05,
+        ),
+    ]
+    mine = lines.get(passes["experts"])
+    bars = [
+        *(
+            _at_most(f"step at N={n}", bar, lines[n]["ratio"]["median"])
+            for n, bar in ((8, 1.15), (32, 1.25))
+            if n in lines
+        ),
+        _at_most("slope per expert", 0.006, result["slope_per_expert"]),
+        _at_most("saved activations, any N at top 1", 1.10, max(r["saved_ratio"] for r in lines.values())),
+    ]
+    if mine and passes["experts"] == _NAIVE_EXPERTS:
+        times = passes["median_s"] / mine["median_s"]
+        name = f"times faster than {_NAIVE_EXPERTS} passes"
+        bars.append(Verdict(name=name, limit=">= 6.5", value=times, passed=times >= 6.5))
+    return checks, bars
+
+
+def _at_most(name: str, bar: float, value: float | None) -> Verdict:
+    return Verdict(name=name, limit=f"<= {bar}", value=value, passed=None if value is None else value <= bar)
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print one shape's tables."""
+    million = result["parameters"] / 1e6
+    table = Table(title=f"{result['shape']}: {million:.0f} M parameters, {result['tokens']} tokens, r={RANK}")
+    for column in ("", "trained M", "median s", "min s", "spread", "ratio", "of minima", "forward", "backward"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+    for column in ("optimizer", "saved MiB", "saved ratio"):
+        table.add_column(column, justify="right")
+    for r in result["contenders"]:
+        table.add_row(
+            r["name"],
+            f"{r['trainable_parameters'] / 1e6:.2f}",
+            f"{r['median_s']:.3f}",
+            f"{r['min_s']:.3f}",
+            f"{r['spread']:.0%}",
+            f"{r['ratio']['median']:.3f}",
+            f"{r['ratio']['min']:.3f}",
+            *(f"{seconds:.3f}" for seconds in r["phases_s"].values()),
+            f"{r['saved_bytes'] / 2**20:.1f}" if r["saved_bytes"] else "",
+            f"{r['saved_ratio']:.3f}" if r["saved_ratio"] else "",
+        )
+    console.print(table)
+    for name, reason in result["left_out"].items():
+        console.print(f"left out: {name} ({reason})")
+    for r in result["contenders"]:
+        if r["histogram"]:
+            console.print(f"tokens per expert, {r['name']}: {r['histogram']}")
+    for kind in ("checks", "bars"):
+        for verdict in result[kind]:
+            word = {True: "PASS", False: "FAIL", None: "not judged"}[verdict["passed"]]
+            value = "-" if verdict["value"] is None else f"{verdict['value']:.4f}"
+            console.print(f"{word:10} {kind[:-1]:5} {verdict['name']}: {value} ({verdict['limit']}) {verdict['note']}")
+
+
+def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError as error:
+        raise click.BadParameter(f"must be whole numbers between commas, got {value!r}.") from error
+
+
+def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    unknown = [name for name in names if name not in SHAPES]
+    if unknown:
+        raise click.BadParameter(f"must be of {', '.join(SHAPES)}, got {', '.join(unknown)}.")
+    return names
+
+
+@click.command()
+@click.option("--shapes", default="tiny,gemma,smollm2", callback=_names, help=f"Of {', '.join(SHAPES)}; default all.")
+@click.option("--tokens", default=512, show_default=True, help=f"Tokens a step, in rows of {_ROW_TOKENS}.")
+@click.option("--experts", callback=_numbers, help="Values of N; default 1,2,4,8,16,32, for large shapes 1,8,32.")
+@click.option("--warmups", default=2, show_default=True, type=click.IntRange(1), help="Untimed rounds.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option("--everything", is_flag=True, help="All contenders and N for the large shapes too; takes an hour.")
+@click.option("--granularity", type=click.Choice(get_args(Granularity)), default="token", show_default=True)
+@click.option("--execution", type=click.Choice(get_args(Execution)), default="auto", show_default=True)
+@click.option("--quick", is_flag=True, help="Only see that it runs: few, tiny steps, nothing is judged.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures to this JSON file.")
+def main(out: Path | None, **options: Any) -> None:
+    """Measure whole training steps in CPU seconds on one thread."""
+    torch.set_num_threads(1)
+    if options["quick"]:
+        options |= {"tokens": 32, "experts": (1, 2), "warmups": 1, "repeats": 1}
+    settings = Settings(**options)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    report: dict[str, Any] = {
+        "benchmark": "step",
+        "environment": environment(_ROOT),
+        "settings": asdict(settings),
+        "shapes": [],
+    }
+    for shape in settings.shapes:
+        result = measure_shape(shape, settings, console)
+        checks, bars = ([], []) if settings.quick else judge(result)
+        result |= {"checks": [asdict(v) for v in checks], "bars": [asdict(v) for v in bars]}
+        show(result, console)
+        report["shapes"].append(result)
+    # Known only now: whoever else ran meanwhile shows here.
+    report["environment"]["load_average_at_end"] = list(os.getloadavg())
+    judged = [verdict["passed"] for result in report["shapes"] for verdict in result["checks"]]
+    report["valid"] = all(judged) if judged else None
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if report["valid"] is False:
+        console.print("VOID: a self-check failed, so these figures prove nothing. Run again on a quiet machine.")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Batches hold every row once, are the same for the same seed and epoch, and pad little."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow, fill_rate, plan_epoch
+from dylora_moe.data.tokenize import IGNORED
+from dylora_moe.errors import DataError
+
+plans = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(1, 50), max_size=60),
+        "batch_size": st.integers(1, 9),
+        "pool_batches": st.integers(1, 5),
+        "seed": st.integers(0, 5),
+        "epoch": st.integers(0, 5),
+    }
+)
+
+
+def row(length, domain=0):
+    return TokenizedRow(input_ids=tuple(range(1, length + 1)), labels=(IGNORED,) + (7,) * (length - 1), domain=domain)
+
+
+@given(plans)
+@settings(max_examples=100, deadline=None)
+def test_every_row_comes_once_and_the_same_again(plan):
+    batches = plan_epoch(**plan)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(plan["lengths"])))
+    assert all(1 <= len(batch) <= plan["batch_size"] for batch in batches)
+    assert len(batches) == -(-len(plan["lengths"]) // plan["batch_size"])
+    assert batches == plan_epoch(**plan)
+
+
+@given(plans, st.data())
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_goes_on_at_any_position(plan, data):
+    epoch = plan.pop("epoch")
+    whole = BucketedBatchSampler(**plan)
+    whole.set_epoch(epoch)
+    position = data.draw(st.integers(0, whole.num_batches))
+    resumed = BucketedBatchSampler(**plan)
+    resumed.set_epoch(epoch, position)
+    assert list(resumed) == list(whole)[position:]
+    assert len(resumed) == len(list(resumed))
+
+
+def test_seeds_and_epochs_give_other_orders():
+    lengths = [3] * 40
+    orders = [str(plan_epoch(lengths, batch_size=4, seed=s, epoch=e)) for s, e in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    assert len(set(orders)) == 4
+
+
+def test_sorting_within_pools_fills_batches_and_keeps_domains_mixed():
+    rng = random.Random(0)
+    # Two domains of lengths that overlap, as Code Alpaca's and GSM8K's do.
+    domains = [index % 2 for index in range(2000)]
+    lengths = [round(rng.lognormvariate(4.9 + 0.2 * domain, 0.4)) for domain in domains]
+    batches = plan_epoch(lengths, batch_size=8, seed=0, epoch=0)
+    unsorted = plan_epoch(lengths, batch_size=8, seed=0, epoch=0, pool_batches=1)
+    assert fill_rate(lengths, unsorted) < 0.65
+    assert fill_rate(lengths, batches) > 0.8
+    mixed = sum(len({domains[index] for index in batch}) == 2 for batch in batches)
+    assert mixed / len(batches) > 0.9
+
+
+def test_fill_rate_is_the_share_of_real_tokens():
+    assert fill_rate([2, 4, 3], [[0, 1], [2]]) == 9 / 11
+
+
+def test_short_and_long_batches_do_not_come_in_order():
+    lengths = list(range(64))
+    longest = [max(batch) for batch in plan_epoch(lengths, batch_size=4, seed=0, epoch=0, pool_batches=16)]
+    assert longest != sorted(longest)
+
+
+def test_a_batch_is_padded_on_the_right():
+    batch = Collator(pad_token_id=99)([row(2), row(3, domain=1)])
+    assert batch["input_ids"].tolist() == [[1, 2, 99], [1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 7, IGNORED], [IGNORED, 7, 7]]
+    assert batch["domain"].tolist() == [0, 1]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize(("length", "padded"), [(3, 8), (8, 8), (9, 16)])
+def test_a_batch_can_be_padded_to_a_multiple(length, padded):
+    batch = Collator(pad_token_id=0, pad_to_multiple_of=8)([row(length)])
+    assert batch["input_ids"].shape == (1, padded)
+    assert batch["attention_mask"].sum() == length
+
+
+def test_a_loader_takes_the_sampler_and_the_collator():
+    rows = [row(2 + index % 5, domain=index % 3) for index in range(21)]
+    sampler = BucketedBatchSampler([len(r) for r in rows], batch_size=4, seed=0)
+    loader = DataLoader(rows, batch_sampler=sampler, collate_fn=Collator(pad_token_id=0))
+    assert len(loader) == 6
+    first = [batch["input_ids"].tolist() for batch in loader]
+    sampler.set_epoch(1)
+    assert [batch["input_ids"].tolist() for batch in loader] != first
+    sampler.set_epoch(0, position=2)
+    assert [batch["input_ids"].tolist() for batch in loader] == first[2:]
+
+
+def test_impossible_settings_stop():
+    with pytest.raises(DataError, match="at least 1"):
+        BucketedBatchSampler([1], batch_size=0, seed=0)
+    with pytest.raises(DataError, match="between 0 and 1 batches"):
+        BucketedBatchSampler([1], batch_size=1, seed=0).set_epoch(0, position=2)

@@ -1,0 +1,194 @@
+"""Labels are the answer and its end token, nothing else, for every kind of template."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from dylora_moe.data.example import Example, Message, instruction_example
+from dylora_moe.data.tokenize import (
+    IGNORED,
+    Tokenized,
+    TokenizedSet,
+    check_labels,
+    ensure_template,
+    fit_to_length,
+    quantile,
+    render_prompt,
+    tokenize_example,
+    tokenize_examples,
+)
+from dylora_moe.errors import DataError
+
+SPECIAL = ["<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<eos>!"]
+# As ChatML templates do, a line end follows the end token.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As Phi-3's does: EOS behind the end of the last turn, which generation never gets to.
+MORE_BEHIND = CHATML + "{% if not add_generation_prompt %}{{ '<eos>' }}{% endif %}"
+# As Mistral's: no generation prompt, the content trimmed, EOS right after it.
+BARE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[Q] ' + m['content'] + ' [A]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + '<eos>' }}{% endif %}{% endfor %}"
+)
+NO_END = "{% for m in messages %}{{ '\n' + m['role'] + ': ' }}{{ m['content'] }}{% endfor %}\n"
+ANSWERS = ["def f():\n    return 1", "t", "  indented\n", "4"]
+
+
+def make_tokenizer(template=None, *, puts_bos=False, eos="<eos>"):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    lines = ["def f(x):\n    return x", "Write a function that returns one.", "Answer the question"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    core.train_from_iterator(lines, trainer)
+    if puts_bos:
+        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<bos>",
+        eos_token=eos,
+        pad_token="<pad>",
+        additional_special_tokens=SPECIAL[3:],
+        chat_template=template,
+    )
+
+
+def example(answer="return 1", prompt="Write one."):
+    return instruction_example(prompt, answer, domain="d", source="rows.jsonl")
+
+
+def learned(row, tokenizer):
+    return tokenizer.decode([label for label in row.labels if label != IGNORED])
+
+
+KINDS = [
+    pytest.param(None, {}, "{answer}<eos>", id="plain"),
+    pytest.param(None, {"puts_bos": True}, "{answer}<eos>", id="plain-bos"),
+    pytest.param(CHATML, {}, "{answer}<|im_end|>", id="chatml"),
+    pytest.param(CHATML, {"eos": "<|im_end|>"}, "{answer}<|im_end|>", id="chatml-eos"),
+    pytest.param(MORE_BEHIND, {}, "{answer}<|im_end|>", id="more-behind"),
+    pytest.param(CHATML.replace("<|im_end|>", "<eos>!"), {}, "{answer}<eos>!", id="end-begins-as-eos"),
+    pytest.param(BARE, {"puts_bos": True}, " {trimmed}<eos>", id="bare"),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(("template", "kind", "expected"), KINDS)
+def test_the_answer_and_its_end_token_are_learned_and_nothing_else(template, kind, expected, answer):
+    tokenizer = make_tokenizer(template, **kind)
+    rows = tokenize_examples([example(answer)], tokenizer)
+    (row,) = rows.rows
+    assert learned(row, tokenizer) == expected.format(answer=answer, trimmed=answer.strip())
+    assert row.labels[row.prompt_length :] == row.input_ids[row.prompt_length :]
+    assert set(row.labels[: row.prompt_length]) == {IGNORED}
+    assert rows.end_token_ids == (row.labels[-1],)
+
+
+@pytest.mark.parametrize(("template", "kind", "expected"), KINDS)
+def test_the_prompt_is_what_generation_gives_the_model(template, kind, expected):
+    tokenizer = make_tokenizer(template, **kind)
+    row = tokenize_example(example(), tokenizer, max_length=200)
+    turns = [{"role": "user", "content": "Write one."}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert list(row.input_ids[: row.prompt_length]) == ids
+    text = render_prompt(example().prompt, tokenizer)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    num_bos = 1 if kind.get("puts_bos") else 0
+    assert row.input_ids.count(tokenizer.bos_token_id) == num_bos == ids[:1].count(tokenizer.bos_token_id)
+
+
+def test_a_template_without_end_token_gets_eos_and_loses_its_last_blanks():
+    tokenizer = make_tokenizer(NO_END)
+    row = tokenize_example(example("one \n"), tokenizer, max_length=200)
+    assert learned(row, tokenizer) == "\nassistant: one \n<eos>"
+
+
+def test_earlier_answers_of_a_conversation_are_not_learned():
+    tokenizer = make_tokenizer(CHATML)
+    turns = [("system", "Be short."), ("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "last")]
+    messages = tuple(Message(role=role, content=content) for role, content in turns)
+    row = tokenize_example(Example(messages=messages, domain="d", source="s"), tokenizer, max_length=200)
+    assert learned(row, tokenizer) == "last<|im_end|>"
+    assert "first<|im_end|>" in tokenizer.decode(row.input_ids[: row.prompt_length])
+
+
+def test_the_plain_template_is_stored_with_the_tokenizer(tmp_path):
+    tokenizer = make_tokenizer(puts_bos=True)
+    template = ensure_template(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.chat_template == template
+    assert render_prompt(example().prompt, loaded) == "<bos>### User:\nWrite one.\n\n### Assistant:\n"
+
+
+def test_a_template_that_is_there_is_kept():
+    tokenizer = make_tokenizer(CHATML)
+    assert ensure_template(tokenizer) == tokenizer.chat_template == CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        # The generation prompt opens the turn in other words than the conversation does.
+        (CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>model\n'"), "answer after it, but the prompt"),
+        ("{{ messages[0]['content'] }}", "keep the answer as it is"),
+        # As templates that cut reasoning out of answers do.
+        (CHATML.replace("m['content'] +", "m['content'].split('#')[-1] +"), "must write the answer as it is"),
+        (CHATML.replace("m['content'] +", "m['contents'] +"), "must render a question and an answer"),
+        ("{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML, "too long"),
+    ],
+)
+def test_a_template_that_does_not_fit_stops(template, text):
+    turns = [("system", "s"), ("user", "Write one."), ("assistant", "return 1 # one")]
+    messages = tuple(Message(role=role, content=content) for role, content in turns)
+    with pytest.raises(DataError, match=text):
+        tokenize_examples([Example(messages=messages, domain="d", source="s")], make_tokenizer(template))
+
+
+def test_a_tokenizer_without_any_end_stops():
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="eos_token"):
+        tokenize_examples([example()], tokenizer)
+    tokenizer.chat_template = NO_END
+    with pytest.raises(DataError, match="must end in a special token"):
+        tokenize_examples([example()], tokenizer)
+
+
+def test_an_end_token_inside_an_answer_stops():
+    with pytest.raises(DataError, match="must not contain the end token"):
+        tokenize_examples([example("a<eos>b")], make_tokenizer())
+
+
+@pytest.mark.parametrize("labels", [(IGNORED, IGNORED, IGNORED), (IGNORED, IGNORED, 9), (IGNORED, 5, 6)])
+def test_rows_that_teach_nothing_or_no_end_stop(labels):
+    row = Tokenized(input_ids=(4, 5, 9), labels=labels, prompt_length=1)
+    with pytest.raises(DataError, match="label"):
+        check_labels(TokenizedSet(rows=(row,), end_token_ids=(9,)))
+
+
+def rows_of(lengths):
+    return [Tokenized(input_ids=(1,) * n, labels=(1,) * n, prompt_length=0) for n in lengths]
+
+
+def test_overlong_rows_stop_with_the_lengths_that_would_fit():
+    with pytest.raises(DataError) as caught:
+        fit_to_length(rows_of([*range(1, 200), 5000]), max_length=196, overlong="error")
+    text = str(caught.value)
+    assert "4 of 200" in text and "longest has 5000" in text
+    assert "max_length=198 fits 99 %" in text and "max_length=5000 all" in text
+    with pytest.raises(DataError, match="max_length=10 tokens, but 1 of 1"):
+        tokenize_example(example("return 1 " * 20), make_tokenizer(), max_length=10)
+
+
+def test_overlong_rows_can_be_dropped_and_none_is_cut():
+    assert fit_to_length(rows_of([3, 9, 4, 5]), max_length=4, overlong="drop") == (0, 2)
+    assert fit_to_length(rows_of([3, 4]), max_length=4, overlong="error") == (0, 1)
+
+
+@pytest.mark.parametrize(("fraction", "value"), [(0.01, 1), (0.5, 2), (0.75, 3), (0.76, 4), (0.99, 4), (1.0, 4)])
+def test_a_quantile_is_a_value_that_covers_the_fraction(fraction, value):
+    assert quantile([1, 2, 3, 4], fraction) == value

@@ -1,0 +1,162 @@
+"""Invariant 2 at the level of one Linear: the fast executions against the obvious loop in float64."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dylora_moe.tuner import kernels
+from dylora_moe.tuner.routing import make_dispatch
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    x: Tensor
+    weights: Tensor
+    experts: Tensor
+    lora_a: Tensor
+    lora_b: Tensor
+    scales: Tensor
+    grad: Tensor
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any subset of the experts may be used, so some are empty and sometimes one has all tokens."""
+    num_experts = draw(st.integers(1, 5))
+    top_k = draw(st.integers(1, min(2, num_experts)))
+    used = draw(st.lists(st.integers(0, num_experts - 1), min_size=top_k, unique=True))
+    tokens, rank = draw(st.integers(1, 17)), draw(st.sampled_from([4, 8]))
+    inputs, outputs = draw(st.sampled_from([4, 12, 32])), draw(st.sampled_from([4, 8, 20]))
+    scales = draw(st.lists(st.floats(0.125, 4, width=32), min_size=num_experts, max_size=num_experts))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    order = torch.rand(tokens, len(used), generator=random).argsort(1)[:, :top_k]
+    return Case(
+        x=torch.randn(tokens, inputs, generator=random),
+        weights=torch.rand(tokens, top_k, generator=random) + 0.1,
+        experts=torch.tensor(used)[order],
+        lora_a=torch.randn(num_experts, rank, inputs, generator=random),
+        lora_b=torch.randn(num_experts, outputs, rank, generator=random),
+        scales=torch.tensor(scales),
+        grad=torch.randn(tokens, outputs, generator=random),
+    )
+
+
+def leaves_of(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    given = {"x": case.x, "weights": case.weights, "lora_a": case.lora_a, "lora_b": case.lora_b}
+    return {name: value.to(dtype, copy=True).requires_grad_() for name, value in given.items()}
+
+
+def apply(case: Case, execution: str, leaves: dict[str, Tensor]) -> Tensor:
+    x, weights, lora_a, lora_b = leaves.values()
+    scales, num_experts = case.scales.to(weights.dtype), case.lora_a.shape[0]
+    if execution == "grouped":
+        return kernels.grouped(x, weights, lora_a, lora_b, scales, make_dispatch(case.experts, num_experts))
+    gates = torch.zeros(x.shape[0], num_experts, dtype=weights.dtype).scatter(1, case.experts, weights)
+    return getattr(kernels, execution)(x, gates, lora_a, lora_b, scales)
+
+
+def run(case: Case, execution: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Output and the gradients of all inputs, by name."""
+    leaves = leaves_of(case, dtype)
+    out = apply(case, execution, leaves)
+    found = torch.autograd.grad(out, list(leaves.values()), case.grad.to(out.dtype))
+    return {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
+
+
+def assert_equal_runs(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1e-6)
+        assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+@given(case=cases())
+@settings(deadline=None, max_examples=50, derandomize=True)
+def test_executions_equal_the_loop(execution: str, case: Case) -> None:
+    assert_equal_runs(run(case, execution), run(case, "reference", torch.float64))
+
+
+def test_the_loop_is_what_the_formula_says() -> None:
+    """One token, two experts, by hand."""
+    x, gates = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.25, 0.75]])
+    lora_a = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    lora_b = torch.tensor([[[1.0], [2.0]], [[3.0], [0.0]]])
+    out = kernels.reference(x, gates, lora_a, lora_b, torch.tensor([2.0, 4.0]))
+    assert out.tolist() == [[0.25 * 2 * 1 * 1 + 0.75 * 4 * 2 * 3, 0.25 * 2 * 1 * 2]]
+
+
+@pytest.mark.parametrize("execution", ["bottleneck", "grouped"])
+@pytest.mark.parametrize("frozen", ["x", "weights", "lora_a", "lora_b"])
+def test_what_needs_no_gradient_gets_none_and_the_others_keep_theirs(execution: str, frozen: str) -> None:
+    case = _fixed_case()
+    expected, leaves = run(case, execution), leaves_of(case)
+    leaves[frozen].requires_grad_(False)
+    apply(case, execution, leaves).backward(case.grad)
+    assert leaves.pop(frozen).grad is None
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None and torch.equal(leaf.grad, expected[name])
+
+
+def _fixed_case() -> Case:
+    random = torch.Generator().manual_seed(3)
+    return Case(
+        x=torch.randn(7, 8, generator=random),
+        weights=torch.rand(7, 2, generator=random),
+        experts=torch.rand(7, 3, generator=random).argsort(1)[:, :2],
+        lora_a=torch.randn(3, 8, 8, generator=random),
+        lora_b=torch.randn(3, 16, 8, generator=random),
+        scales=torch.tensor([2.0, 0.5, 1.5]),
+        grad=torch.randn(7, 16, generator=random),
+    )
+
+
+@pytest.mark.parametrize("execution", ["bottleneck", "grouped"])
+def test_expanded_gradients_are_taken(execution: str) -> None:
+    """sum() hands back a stride-0 gradient, which grouped_mm refuses."""
+    case = _fixed_case()
+    ones = Case(**{n: getattr(case, n) for n in Case.__slots__} | {"grad": torch.ones(()).expand(7, 16)})
+    assert_equal_runs(run(ones, execution), run(ones, "reference", torch.float64))
+
+
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+def test_float32_experts_on_bfloat16_inputs(execution: str) -> None:
+    case = _fixed_case()
+    expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
+    leaves["x"] = case.x.bfloat16().requires_grad_()
+    out = apply(case, execution, leaves)
+    out.float().backward(case.grad)
+    assert out.dtype == torch.bfloat16
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype, name
+    found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    assert_equal_runs({"out": out.detach(), **found}, expected, tolerance=0.05)
+
+
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+def test_autocast_trains_in_every_execution(execution: str) -> None:
+    """An inner tensor under autocast may be float32 or bfloat16, whatever its inputs are."""
+    case = _fixed_case()
+    expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = apply(case, execution, leaves)
+    out.float().backward(case.grad)
+    found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    assert_equal_runs({"out": out.detach(), **found}, expected, tolerance=0.05)
+
+
+def test_packed_parameters_are_one_tensor_with_a_gradient_each() -> None:
+    storage = torch.randn(3, 2, 4)
+    params = [torch.nn.Parameter(storage[index]) for index in range(3)]
+    params[1].requires_grad_(False)
+    whole = kernels.packed(storage, params)
+    assert whole.data_ptr() == storage.data_ptr()
+    (whole * torch.arange(24.0).view(3, 2, 4)).sum().backward()
+    assert params[1].grad is None
+    assert params[2].grad is not None and torch.equal(params[2].grad, torch.arange(16.0, 24).view(2, 4))

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dylora_moe.tuner.router import LinearRouter, balance_loss, dense_gates, sparse_gates, z_loss
+
+
+def test_router_standardises_what_it_reads() -> None:
+    router = LinearRouter(16, 3)
+    features = torch.randn(200, 16) * 40 + 100
+    router.calibrate(features)
+    seen = router.normalise(features)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen.pow(2).mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(router(features), seen @ router.weight.T)
+    torch.testing.assert_close(router.normalise(features * 3), seen, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_logits_are_float32_whatever_the_base_is(dtype: torch.dtype) -> None:
+    router, features = LinearRouter(16, 3), torch.randn(5, 16).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = router(features)
+    assert router(features).dtype == under_autocast.dtype == torch.float32
+    assert torch.equal(router(features), under_autocast)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_router_works_after_a_cast(dtype: torch.dtype) -> None:
+    router, features = LinearRouter(16, 3), torch.randn(5, 16)
+    expected = router(features)
+    torch.testing.assert_close(router.to(dtype)(features), expected, atol=0.05, rtol=0.05)
+    assert router(features).dtype == torch.float32
+
+
+def test_resize_keeps_rows_in_the_order_asked_for_and_adds_fresh_ones() -> None:
+    router = LinearRouter(8, 3)
+    before = router.weight.detach().clone()
+    router.resize([2, 0], added=2)
+    assert torch.equal(router.weight[:2], before[[2, 0]])
+    assert router.weight.shape == (4, 8) and router.weight.requires_grad
+    assert router.weight[2:].abs().sum() > 0 and not torch.equal(router.weight[2], router.weight[3])
+    router.weight.requires_grad_(False)
+    router.resize([0], added=1)
+    assert not router.weight.requires_grad
+
+
+@given(st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=9))
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_one_expert_has_weight_exactly_one_and_the_gradient_of_its_probability(values: list[float]) -> None:
+    logits = torch.tensor([values], requires_grad=True)
+    probs = logits.softmax(-1)
+    experts, weights = sparse_gates(probs, 1)
+    assert weights.item() == 1.0
+    assert probs[0, experts.item()] == probs.max()
+    (found,) = torch.autograd.grad(weights.sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(probs[0, experts.item()], logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_two_experts_share_by_their_renormalised_probabilities() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
+    experts, weights = sparse_gates(logits.softmax(-1), 2)
+    assert experts.tolist() == [[1, 2]]
+    torch.testing.assert_close(weights, torch.tensor([[3.0, 2.0]]).softmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_dense_gates_soften_with_temperature(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0]])
+    weight = 1 / (1 + math.exp(-2 / temperature))
+    torch.testing.assert_close(dense_gates(logits, temperature), torch.tensor([[1 - weight, weight]]))
+
+
+def test_balance_loss_is_one_when_even_and_the_number_of_experts_when_collapsed() -> None:
+    valid = torch.ones(6, dtype=torch.bool)
+    even = torch.full((6, 3), 1 / 3)
+    assert balance_loss(torch.full((3,), 1 / 3), even, valid).item() == pytest.approx(1)
+    collapsed = torch.tensor([[1.0, 0.0, 0.0]]).expand(6, 3)
+    assert balance_loss(torch.tensor([1.0, 0.0, 0.0]), collapsed, valid).item() == pytest.approx(3)
+
+
+def test_losses_equal_a_hand_written_sum_without_padding() -> None:
+    logits = torch.randn(5, 3, requires_grad=True)
+    valid = torch.tensor([True, True, False, True, False])
+    share = torch.tensor([0.5, 0.3, 0.2])
+    rows = [logits.detach()[index] for index in (0, 1, 3)]
+    mean = [sum(float(row.softmax(-1)[expert]) for row in rows) / 3 for expert in range(3)]
+    expected = 3 * sum(float(share[expert]) * mean[expert] for expert in range(3))
+    assert balance_loss(share, logits.softmax(-1), valid).item() == pytest.approx(expected, rel=1e-5)
+    squares = [math.log(sum(math.exp(value) for value in row.tolist())) ** 2 for row in rows]
+    loss = z_loss(logits, valid)
+    assert loss.item() == pytest.approx(sum(squares) / 3, rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None and (logits.grad[~valid] == 0).all() and (logits.grad[valid] != 0).any()
+
+
+def test_losses_of_padding_alone_are_zero() -> None:
+    nothing = torch.zeros(4, dtype=torch.bool)
+    assert balance_loss(torch.ones(2) / 2, torch.full((4, 2), 0.5), nothing).item() == 0
+    assert z_loss(torch.randn(4, 2), nothing).item() == 0
