@@ -116,3 +116,15 @@ def test_a_missing_shard_is_named(llama: Path) -> None:
     index.write_text("{}")
     with pytest.raises(BaseModelError, match="must map weight names to files"):
         resolve_base(str(llama))
+
+
+def test_the_revision_sees_both_ends_of_a_large_file(llama: Path) -> None:
+    weights = llama / "model.safetensors"
+    seen: set[str] = set()
+    for place in (None, 0, 3 << 20):
+        content = bytearray((3 << 20) + 1)
+        if place is not None:
+            content[place] = 1
+        weights.write_bytes(content)
+        seen.add(resolve_base(str(llama)).revision)
+    assert len(seen) == 3

@@ -63,9 +63,6 @@ def test_6_checkpointing_changes_no_loss_and_no_gradient(
     assert_near(loss, expected_loss, EXACT)
     assert_near(found, expected, EXACT)
     assert all(grad.abs().max() > 1e-4 for name, grad in found.items() if name.startswith("routers"))
-    model.activation_checkpointing_disable()
-    step()
-    assert passes == [4]
 
 
 @pytest.mark.parametrize("router_scope", ["shared", "per_layer"])

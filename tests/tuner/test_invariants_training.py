@@ -99,9 +99,7 @@ def test_9_a_new_expert_changes_no_bit_of_what_the_old_ones_answer(
     ],
 )
 @pytest.mark.parametrize("experts", [3, 5])
-def test_9_in_every_kind_of_routing(
-    make_model: Any, batch: Any, architecture: str, routing: Any, experts: int
-) -> None:
+def test_9_in_every_kind_of_routing(make_model: Any, batch: Any, architecture: str, routing: Any, experts: int) -> None:
     check_growth(make_model(experts, architecture, **routing), batch)
 
 
@@ -125,9 +123,7 @@ def check_growth(model: DyLoraModel, batch: dict[str, Tensor]) -> None:
     assert all(torch.equal(now[name], value) for name, value in kept.items() if "routers" not in name)
 
 
-def test_9_a_new_expert_of_another_shape_keeps_the_old_answers(
-    make_model: Any, batch: Any, assert_near: Any
-) -> None:
+def test_9_a_new_expert_of_another_shape_keeps_the_old_answers(make_model: Any, batch: Any, assert_near: Any) -> None:
     model = make_model(3)
     with model.forced("expert_1"):
         forced = model(**batch).logits

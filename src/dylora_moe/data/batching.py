@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
@@ -32,6 +33,14 @@ class TokenizedRow:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills short rows; it is masked, so a tokenizer without one pads with its end token."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise DataError("A tokenizer must have a padding or an end token, got neither. Set tokenizer.eos_token.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

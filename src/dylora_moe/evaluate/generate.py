@@ -67,7 +67,7 @@ def generate_answers(
         answers.append(
             Answer(
                 prompt=conversation[-1].content,
-                text=tokenizer.decode(row[:length], skip_special_tokens=True),
+                text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),
                 tokens=length,
                 stopped=length < len(row),
                 routing=None if shares is None else dict(zip(model.expert_names, shares[index], strict=True)),

@@ -13,7 +13,8 @@ from dylora_moe.config import RunConfig, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.run_dir import CONFIG, FINAL, RunDir
-from dylora_moe.tuner import DyLoraModel, load_model, read_description
+from dylora_moe.tuner import DyLoraModel, load_model
+from dylora_moe.tuner.exchange import read_description
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

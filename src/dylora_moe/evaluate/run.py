@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_data
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate.load import load_run
@@ -52,7 +53,7 @@ def evaluate_run(
             read_head(model.lm),
             data.validation,
             batch_size=config.eval_batch_size,
-            pad_token_id=int(trained.tokenizer.pad_token_id),
+            pad_token_id=pad_token_id(trained.tokenizer),
         )
     name = "base" if base_alone else f"expert-{expert}" if expert else "routed"
     trained.run.write(f"{EVAL}/{name}.json", asdict(evaluation))

@@ -11,14 +11,14 @@ from transformers import TrainingArguments, set_seed
 
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, make_config, to_yaml
-from dylora_moe.data.batching import Collator
+from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import DataBundle, build_data
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.evaluate.routing import RoutingReport
-from dylora_moe.run_dir import CONFIG, DATA, ENVIRONMENT, FINAL, METRICS, RESULT, ROUTING, SAMPLES, RunDir, environment
+from dylora_moe.run_dir import CONFIG, DATA, ENVIRONMENT, FINAL, RESULT, ROUTING, SAMPLES, RunDir, environment
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.record import RecordMetrics
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
@@ -39,6 +39,18 @@ class Stages:
     console: Console = field(default_factory=lambda: Console(quiet=True))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a run trains with."""
+
+    config: RunConfig
+    run: RunDir
+    base: LoadedBase
+    data: DataBundle
+    model: DyLoraModel
+    head: Head
+
+
 def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
     """Train as configured, in the run's own folder, and return its result record.
 
@@ -52,29 +64,35 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
     with run.locked():
         if run.is_finished:
             return _finished(run, config)
-        _start_folder(run, config)
-        set_seed(config.seed)
-        dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
         _check_machine(config)
+        _check_unused(run)
+        set_seed(config.seed)
+        session = prepare(config, run, stages)
+        _start_folder(session)
 
-        base = load_base(
-            config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print
-        )
-        data = build_run_data(config, base)
-        run.write(DATA, asdict(data.summary))
-        stages.data(data)
-        model = build_model(config, base)
-        parts = count_parameters(model)
-        stages.parameters(parts)
-        check_parameters(model)
-        head = read_head(model.lm)
-        trainer = build_trainer(config, run, base, data, model, head, stages)
-
-        fitted = _fit(config, run, base, data, model, head, trainer, stages)
-        save_model(model, run / FINAL, base_name=config.base_model, tokenizer=base.tokenizer)
-        result = _result(config, parts, trainer, *fitted)
+        trainer = build_trainer(session, stages)
+        stages.console.print("Measuring the base before training ...")
+        calibrate_router(session)
+        answers = _answers(session)
+        before = trainer.measure()
+        trainer.train()
+        after = trainer.measure()
+        result = _result(session, trainer, before, after, list(zip(answers, _answers(session), strict=True)))
+        save_model(session.model, run / FINAL, base_name=config.base_model, tokenizer=session.base.tokenizer)
         run.write(RESULT, result)
     return result
+
+
+def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
+    """Base, data and model, each shown and checked; nothing is written yet."""
+    dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
+    base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
+    data = build_run_data(config, base)
+    stages.data(data)
+    model = build_model(config, base)
+    stages.parameters(count_parameters(model))
+    check_parameters(model)
+    return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
 
 
 def build_run_data(config: RunConfig, base: LoadedBase) -> DataBundle:
@@ -116,27 +134,20 @@ def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
     return model.train()
 
 
-def build_trainer(
-    config: RunConfig,
-    run: RunDir,
-    base: LoadedBase,
-    data: DataBundle,
-    model: DyLoraModel,
-    head: Head,
-    stages: Stages,
-) -> RoutedTrainer:
+def build_trainer(session: Session, stages: Stages) -> RoutedTrainer:
     """transformers' Trainer with our losses, recording into the run folder."""
+    run, config = session.run, session.config
 
     def record_routing(step: int, split: str, report: RoutingReport) -> None:
         run.append(ROUTING, {"step": step, "split": split, **asdict(report)})
 
     return RoutedTrainer(
-        model,
+        session.model,
         _training_arguments(config),
-        head=head,
-        train_rows=data.train,
-        validation=data.validation,
-        pad_token_id=_pad_id(base),
+        head=session.head,
+        train_rows=session.data.train,
+        validation=session.data.validation,
+        pad_token_id=pad_token_id(session.base.tokenizer),
         balance_coefficient=config.balance_coefficient,
         z_coefficient=config.z_coefficient,
         record_routing=record_routing,
@@ -174,91 +185,72 @@ def _training_arguments(config: RunConfig) -> TrainingArguments:
     )
 
 
-def _fit(
-    config: RunConfig,
-    run: RunDir,
-    base: LoadedBase,
-    data: DataBundle,
-    model: DyLoraModel,
-    head: Head,
-    trainer: RoutedTrainer,
-    stages: Stages,
-) -> tuple[Evaluation, Evaluation, list[tuple[str, Answer, Answer]]]:
-    """Evaluate and sample, train, evaluate and sample again."""
-    stages.console.print("Measuring the base before training ...")
-    calibrate_router(config, data, model, _pad_id(base))
-    before_samples = _samples(config, base, data, model)
-    trainer.evaluate()
-    before = trainer.evaluation
-    trainer.train()
-    if trainer.evaluated_at != trainer.state.global_step:
-        trainer.evaluate()
-    after = trainer.evaluation
-    assert before is not None and after is not None
-    after_samples = _samples(config, base, data, model)
-    samples = list(zip(data.domains, before_samples, after_samples, strict=False))
-    for domain, old, new in samples:
-        run.append(SAMPLES, {"step": 0, "domain": domain, **asdict(old)})
-        run.append(SAMPLES, {"step": trainer.state.global_step, "domain": domain, **asdict(new)})
-    return before, after, samples
-
-
-def calibrate_router(config: RunConfig, data: DataBundle, model: DyLoraModel, pad_token_id: int) -> None:
+def calibrate_router(session: Session) -> None:
     """Show the router a sample of training rows of every domain, so that it starts with centred features."""
-    if not model.routers:
+    if not session.model.routers:
         return
+    data, size = session.data, session.config.eval_batch_size
     rows = []
     for index in range(len(data.domains)):
         rows += [row for row in data.train if row.domain == index][:_CALIBRATION_ROWS]
-    collate = Collator(pad_token_id=pad_token_id)
+    collate = Collator(pad_token_id=pad_token_id(session.base.tokenizer))
     batches = []
-    for start in range(0, len(rows), config.eval_batch_size):
-        batch = collate(rows[start : start + config.eval_batch_size])
-        batches.append({key: value.to(model.device) for key, value in batch.items() if key != "domain"})
-    model.calibrate(batches)
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size])
+        batches.append({key: value.to(session.model.device) for key, value in batch.items() if key != "domain"})
+    session.model.calibrate(batches)
 
 
-def _samples(config: RunConfig, base: LoadedBase, data: DataBundle, model: DyLoraModel) -> list[Answer]:
-    if not config.sample_tokens:
+def _answers(session: Session) -> list[Answer]:
+    """Greedy answers to the first validation prompt of each domain."""
+    if not session.config.sample_tokens:
         return []
-    prompts = [examples[0].prompt for examples in data.validation_examples.values()]
     return generate_answers(
-        model,
-        base.tokenizer,
-        prompts,
-        max_new_tokens=config.sample_tokens,
-        end_token_ids=data.end_token_ids,
+        session.model,
+        session.base.tokenizer,
+        [examples[0].prompt for examples in session.data.validation_examples.values()],
+        max_new_tokens=session.config.sample_tokens,
+        end_token_ids=session.data.end_token_ids,
     )
 
 
 def _result(
-    config: RunConfig,
-    parts: list[PartCount],
+    session: Session,
     trainer: RoutedTrainer,
     before: Evaluation,
     after: Evaluation,
-    samples: list[tuple[str, Answer, Answer]],
+    answers: list[tuple[Answer, Answer]],
 ) -> dict[str, Any]:
+    """The record that ends a run; the answers also go to the samples file."""
+    samples = []
+    for domain, (old, new) in zip(session.data.domains, answers, strict=False):
+        samples.append({"domain": domain, "before": asdict(old), "after": asdict(new)})
+        session.run.append(SAMPLES, {"step": 0, "domain": domain, **asdict(old)})
+        session.run.append(SAMPLES, {"step": trainer.state.global_step, "domain": domain, **asdict(new)})
     return {
-        "run": str(config.run_dir),
-        "base_model": config.base_model,
+        "run": str(session.run.path),
+        "base_model": session.config.base_model,
         "steps": trainer.state.global_step,
         "tokens": int(trainer.tokens_seen),
-        "parameters": [asdict(part) for part in parts],
+        "parameters": [asdict(part) for part in count_parameters(session.model)],
         "before": asdict(before),
         "after": asdict(after),
-        "samples": [{"domain": d, "before": asdict(old), "after": asdict(new)} for d, old, new in samples],
+        "samples": samples,
     }
 
 
-def _start_folder(run: RunDir, config: RunConfig) -> None:
-    if (run / METRICS).exists() or (run / FINAL).exists():
+def _check_unused(run: RunDir) -> None:
+    if (run / CONFIG).exists() or (run / FINAL).exists():
         raise RunError(
             f"{run.path} holds a run that did not finish. Move or delete it, or choose another --run_name; "
             "nothing was changed."
         )
-    run.write(CONFIG, to_yaml(config))
-    run.write(ENVIRONMENT, environment())
+
+
+def _start_folder(session: Session) -> None:
+    session.run.write(CONFIG, to_yaml(session.config))
+    session.run.write(ENVIRONMENT, environment())
+    session.run.write(DATA, asdict(session.data.summary))
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
@@ -275,7 +267,3 @@ def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
 def _check_machine(config: RunConfig) -> None:
     if config.fp16 and not torch.cuda.is_available():
         raise ConfigError("fp16 needs a GPU, and this machine has none. Use --bf16 or --no-bf16 (float32).")
-
-
-def _pad_id(base: LoadedBase) -> int:
-    return int(base.tokenizer.pad_token_id)

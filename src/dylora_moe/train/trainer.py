@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
@@ -56,6 +56,7 @@ class RoutedTrainer(Trainer):
             data_collator=Collator(pad_token_id=pad_token_id),
             callbacks=[self.clock, *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # our own callbacks show progress
         # The loss is a sum over labelled tokens divided by their number in the whole optimizer step.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.head, self.validation, self.pad_token_id = head, validation, pad_token_id
@@ -95,7 +96,7 @@ class RoutedTrainer(Trainer):
         extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
         self.meter.add(list(routed.decisions.values()), domain)
         self.tokens_seen = self.tokens_seen.to(labels.device) + inputs["attention_mask"].sum()
-        self.auxiliary = auxiliary
+        self.auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
         return language + extra / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -121,6 +122,13 @@ class RoutedTrainer(Trainer):
             self.record_routing(self.state.global_step, "train", report)
             self.meter.clear()
         return figures
+
+    def measure(self) -> Evaluation:
+        """The evaluation of the model as it is now, made only if the last one is older."""
+        if self.evaluation is None or self.evaluated_at != self.state.global_step:
+            self.evaluate()
+        assert self.evaluation is not None
+        return self.evaluation
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Loss of every domain and of their plain mean, and the routing of the validation rows."""

@@ -73,7 +73,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
         if not saved:  # no labelled token at all
             return None, None, None
@@ -102,6 +102,10 @@ def read_head(lm: PreTrainedModel) -> Head:
         TunerError: the model does something to its logits that this loss does not know.
     """
     layer = lm.get_output_embeddings()
+    if layer is None:
+        raise TunerError(
+            f"the base must be a causal language model with an output layer, {type(lm).__name__} has none."
+        )
     config = lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     if scaling := getattr(config, "logits_scaling", None):

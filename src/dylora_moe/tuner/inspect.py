@@ -89,7 +89,7 @@ def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> No
     """
     path, _ = decoder_layers(base)
     if config.target_modules == "all-linear":
-        config.target_modules = set(resolve_targets(base, "all-linear"))
+        config.target_modules = resolve_targets(base, "all-linear")
     adapted = tuple(name + "." for name, module in base.named_modules() if isinstance(module, RoutedLinear))
     reached = [
         (name, module)

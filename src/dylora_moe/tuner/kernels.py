@@ -56,7 +56,7 @@ class _Bottleneck(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors  # once: under gradient checkpointing a second look is an error
         with _as_is(saved[0]):
             return *_bottleneck_grads(ctx.needs_input_grad, grad, *saved), None
@@ -100,7 +100,7 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
         with _as_is(saved[0]):
             return *_grouped_grads(ctx.needs_input_grad, grad, ctx.plan, *saved), None, None
@@ -149,7 +149,7 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         parts = grad.unbind(0)
         return None, *(p if wanted else None for p, wanted in zip(parts, ctx.needs_input_grad[1:], strict=True))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -114,7 +114,7 @@ class DyLoraModel(nn.Module):
     @property
     def lm(self) -> PreTrainedModel:
         """The base's causal language model, with adapted Linears."""
-        return self.peft_model.get_base_model()
+        return cast(PreTrainedModel, self.peft_model.get_base_model())
 
     @property
     def config(self) -> Any:
@@ -181,7 +181,7 @@ class DyLoraModel(nn.Module):
                 "sequence granularity decides from the whole prompt at once; leave prefill_chunk_size out."
             )
         with self.tap.generating():
-            return self.lm.generate(*args, **kwargs)
+            return cast(Any, self.lm).generate(*args, **kwargs)
 
     @contextmanager
     def forced(self, name: str | None) -> Iterator[None]:
@@ -363,7 +363,7 @@ class DyLoraModel(nn.Module):
             raise TunerError(f"there is no expert {name!r}; there are {', '.join(self._experts)}.")
         return self._experts[name]
 
-    def _check_name(self, base: nn.Module, name: str) -> None:
+    def _check_name(self, base: PreTrainedModel, name: str) -> None:
         if name in self._experts:
             raise TunerError(f"expert names must be different, got {name!r} twice.")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
@@ -376,7 +376,7 @@ class DyLoraModel(nn.Module):
             # PEFT picks an adapter's weights by the substring ".{name}." in parameter names.
             raise TunerError(f"expert name {name!r} is also the name of a module of the base. Choose another.")
 
-    def _lora_config(self, base: nn.Module, config: ExpertConfig) -> LoraConfig:
+    def _lora_config(self, base: PreTrainedModel, config: ExpertConfig) -> LoraConfig:
         """PEFT's configuration of a plain LoRA over the layers from the tap up."""
         path, layers = decoder_layers(base)
         below = self._tap_start
@@ -416,7 +416,7 @@ class DyLoraModel(nn.Module):
         self.routers = nn.ModuleDict()
         layers = decoder_layers(self.lm)[1]
         if len(self._experts) > 1:
-            width = self.lm.get_input_embeddings().weight.shape[-1]
+            width = int(self.config.get_text_config().hidden_size)
             shared = self.routing_config.router_scope == "shared"
             keys = ["shared"] if shared else [str(index) for index in range(self._tap_start, len(layers))]
             for key in keys:
@@ -432,6 +432,4 @@ class DyLoraModel(nn.Module):
             assert index is not None  # check_reach saw to it
             linear.connect(self.state, index, self.expert_names, self.routing_config.execution)
             for expert in self._experts.values():
-                if expert.name in linear.lora_A:
-                    linear.lora_A[expert.name].weight.requires_grad_(not expert.frozen)
-                    linear.lora_B[expert.name].weight.requires_grad_(not expert.frozen)
+                linear.set_trainable(expert.name, not expert.frozen)

@@ -39,6 +39,13 @@ class RoutedLinear(LoraLinear):
         self._scales = torch.tensor([self.scaling.get(name, 0.0) for name in names])
         self._storage: tuple[Tensor, Tensor] | None = None
 
+    def set_trainable(self, name: str, trainable: bool) -> None:
+        """Whether an expert's factors take gradients; nothing where the expert leaves this Linear alone."""
+        for factors in (self.lora_A, self.lora_B):
+            weight = self._weight(factors, name)
+            if weight is not None:
+                weight.requires_grad_(trainable)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the routed low-rank products. x: (batch, tokens, features_in) or (tokens, features_in)."""
         out = self.base_layer(x, *args, **kwargs)
@@ -77,7 +84,7 @@ class RoutedLinear(LoraLinear):
         if self._scales.device != x.device:
             self._scales = self._scales.to(x.device)
         lora_a, lora_b = self._factors()
-        execution = self._choose(x, decision)
+        execution = self._choose(x, lora_b, decision)
         if execution == "reference":
             return kernels.reference(x, kernels.full_gates(decision), lora_a, lora_b, self._scales)
         if execution == "bottleneck":
@@ -85,7 +92,7 @@ class RoutedLinear(LoraLinear):
         assert decision.dispatch is not None
         return kernels.grouped(x, decision.token_weights(), lora_a, lora_b, self._scales, decision.dispatch)
 
-    def _choose(self, x: Tensor, decision: Decision) -> Execution:
+    def _choose(self, x: Tensor, lora_b: Tensor, decision: Decision) -> Execution:
         if self.execution == "reference" or x.dtype == torch.float64:
             return "reference"
         if decision.dispatch is None or self.execution == "bottleneck":
@@ -93,7 +100,7 @@ class RoutedLinear(LoraLinear):
         if self.execution == "grouped":
             return "grouped"
         few = self.training and decision.num_experts <= _MAX_BOTTLENECK_EXPERTS
-        odd = self.in_features % _STRIDE_STEP or self.out_features % _STRIDE_STEP
+        odd = x.shape[-1] % _STRIDE_STEP or lora_b.shape[1] % _STRIDE_STEP
         return "bottleneck" if few or odd else "grouped"
 
     def _factors(self) -> tuple[Tensor, Tensor]:
@@ -114,7 +121,7 @@ class RoutedLinear(LoraLinear):
     def _padded(self, lora_a: list[Tensor], lora_b: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Experts of different rank, zero-padded to one; zeros too for an expert that leaves this Linear alone."""
         rank = -(-max(a.shape[0] for a in lora_a) // _STRIDE_STEP) * _STRIDE_STEP
-        blank_a, blank_b = lora_a[0].new_zeros(rank, self.in_features), lora_b[0].new_zeros(self.out_features, rank)
+        blank_a, blank_b = lora_a[0].new_zeros(rank, lora_a[0].shape[1]), lora_b[0].new_zeros(lora_b[0].shape[0], rank)
         all_a, all_b = [], []
         for name in self.expert_names:
             a, b = self._weight(self.lora_A, name), self._weight(self.lora_B, name)
