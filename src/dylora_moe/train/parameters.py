@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner import DyLoraModel
 
-_ADAPTER = re.compile(r"\.lora_[AB]\.(?P<expert>[^.]+)\.weight$")
+# PEFT's adapter weights, and the packed memory that they are views of.
+_EXPERT = re.compile(r"\.(lora_[AB]\.[^.]+\.weight|packed_[AB]\.runs\.\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,19 +19,20 @@ class PartCount:
     frozen: int
 
 
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name in a `DyLoraModel`."""
-    if match := _ADAPTER.search(name):
-        return match["expert"]
-    return "router" if name.startswith("routers.") else "base"
-
-
 def count_parameters(model: DyLoraModel) -> list[PartCount]:
-    """Trainable and frozen parameters of each part, base first."""
-    counts: dict[str, list[int]] = {"base": [0, 0]}
+    """Trainable and frozen parameters of each part, base first; memory that experts share packed counts once."""
+    counts = {"base": [0, 0]}
+    if model.routers:
+        counts["router"] = [0, 0]
     for name, parameter in model.named_parameters():
-        count = counts.setdefault(part_of(name), [0, 0])
-        count[0 if parameter.requires_grad else 1] += parameter.numel()
+        if not _EXPERT.search(name):
+            part = "router" if name.startswith("routers.") else "base"
+            counts[part][0 if parameter.requires_grad else 1] += parameter.numel()
+    for expert in model.expert_names:
+        counts[expert] = [0, 0]
+        for _, linear in model.routed_linears():
+            if expert in linear.lora_A:
+                counts[expert][0 if linear.trains(expert) else 1] += linear.num_parameters(expert)
     return [PartCount(part=part, trainable=count[0], frozen=count[1]) for part, count in counts.items()]
 
 
@@ -41,17 +43,16 @@ def check_parameters(model: DyLoraModel) -> None:
         TunerError: a weight of the base trains, one of an expert or of the router does not, or nothing does.
     """
     frozen = {expert.name for expert in model.experts if expert.frozen}
-    wrong, any_trainable = [], False
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        should = part != "base" and part not in frozen
-        any_trainable |= parameter.requires_grad
-        if parameter.requires_grad != should:
-            wrong.append(f"{name} ({'trains' if parameter.requires_grad else 'is frozen'})")
+    wrong = []
+    for part in count_parameters(model):
+        should_train = part.part != "base" and part.part not in frozen
+        if should_train and part.frozen:
+            wrong.append(f"{part.frozen:,} of {part.part} are frozen and must train")
+        if not should_train and part.trainable:
+            wrong.append(f"{part.trainable:,} of {part.part} train and must be frozen")
     if wrong:
         raise TunerError(
-            f"only experts and router may train, and all of them must: {len(wrong)} parameters are otherwise, "
-            f"such as {', '.join(wrong[:3])}."
+            f"only experts and router may train, and all of them must; got parameters: {'; '.join(wrong)}."
         )
-    if not any_trainable:
+    if frozen == set(model.expert_names):
         raise TunerError("nothing trains: every expert is frozen. Unfreeze one, or add one.")

@@ -99,9 +99,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
         raise TunerError(f"{folder} holds no {MODEL_FILE}, so it is no DyLoRA-MoE model. Give a run or a model folder.")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description["format"] != _FORMAT:
-        raise TunerError(f"{path} has format {description['format']}, this version reads {_FORMAT}. Update dylora-moe.")
+    description = _read_json(path)
+    if description.get("format") != _FORMAT:
+        got = description.get("format")
+        raise TunerError(f"{path} must have format {_FORMAT} to be read by this version, got {got}. Update dylora-moe.")
     return description
 
 
@@ -122,7 +123,10 @@ def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
         if expert["frozen"]:
             model.freeze_expert(expert["name"])
     if model.routers:
-        model.routers.load_state_dict(load_file(folder / ROUTER_FILE, device=str(model.device)))
+        try:
+            model.routers.load_state_dict(load_file(folder / ROUTER_FILE, device=str(model.device)))
+        except Exception as error:  # a missing, broken or unfitting file: each library has its own kind
+            raise TunerError(f"{folder / ROUTER_FILE} cannot be read into this model: {error}") from error
     return model.eval()
 
 
@@ -186,10 +190,7 @@ def _read_config(folder: Path) -> LoraConfig:
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise TunerError(f"{folder} holds no adapter_config.json, so it is no PEFT adapter.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TunerError(f"{path} cannot be read: {error}.") from error
+    values = _read_json(path)
     if values.get("peft_type") != "LORA":
         raise TunerError(f"an expert must be a LORA adapter, {path} is of type {values.get('peft_type')}.")
     plain = LoraConfig().to_dict()
@@ -198,10 +199,22 @@ def _read_config(folder: Path) -> LoraConfig:
         raise TunerError(
             f"an expert must be a plain LoRA, {path} sets {', '.join(extra)}. Merge it or retrain without."
         )
+    if not isinstance(values.get("r"), int) or not isinstance(values.get("lora_alpha"), int | float):
+        raise TunerError(f"{path} must give r and lora_alpha as numbers. Is the file damaged?")
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     config.init_lora_weights = True
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TunerError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(values, dict):
+        raise TunerError(f"{path} must hold a JSON object, got {type(values).__name__}.")
+    return values
 
 
 def _read_weights(model: DyLoraModel, name: str, folder: Path) -> None:

@@ -85,25 +85,33 @@ def _bottleneck_grads(
 
 
 class _Grouped(torch.autograd.Function):
-    """(x, weights (n, k), A (N, r, i), B (N, o, r), scales (N,), dispatch) -> delta (n, o)."""
+    """(out (..., o), x (n, i), slot weights (s,), A (N, r, i), B (N, o, r), scales (N,), dispatch) -> out + delta.
+
+    `out`, the frozen Linear's own output, is changed in place: nobody's backward needs it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
-        ctx.save_for_backward(x, weights, a, b, scales)
+    def forward(
+        ctx: Any, out: Tensor, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch
+    ) -> Tensor:
+        ctx.mark_dirty(out)
         ctx.plan = plan
         with _as_is(x):
             rows = x.index_select(0, plan.token_of_slot)
             raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
             gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
-            out = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
-            return _to_tokens(out, plan, weights)
+            slots = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
+            _add_to_tokens(out.view(-1, out.shape[-1]), slots.to(out.dtype), plan)
+        ctx.save_for_backward(x, weights, a, b, scales, raw)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
         with _as_is(saved[0]):
-            return *_grouped_grads(ctx.needs_input_grad, grad, ctx.plan, *saved), None, None
+            return grad, *_grouped_grads(ctx.needs_input_grad[1:], flat, ctx.plan, *saved), None, None
 
 
 def _grouped_grads(
@@ -115,48 +123,51 @@ def _grouped_grads(
     a: Tensor,
     b: Tensor,
     scales: Tensor,
+    raw: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weights, A and B; None where not needed."""
+    """Gradients of x, slot weights, A and B; None where not needed."""
     a, b = a.to(x.dtype), b.to(x.dtype)
-    slot_gates = _slot_gates(weights, scales, plan)
-    rows = x.index_select(0, plan.token_of_slot)
+    gates = _slot_gates(weights, scales, plan)
     # grouped_mm refuses expanded (stride 0) gradients; index_select also makes them contiguous.
     grad_rows = grad.to(x.dtype).index_select(0, plan.token_of_slot)
-    raw = F.grouped_mm(rows, a.transpose(1, 2), offs=plan.offsets)
     grad_gated = F.grouped_mm(grad_rows, b, offs=plan.offsets)
     grad_x = grad_weights = grad_a = grad_b = None
     if needed[1]:
-        per_slot = (grad_gated.float() * raw.float()).sum(-1) * scales[plan.expert_of_slot]
-        grad_weights = per_slot.index_select(0, plan.sorted_of_slot).view_as(weights).to(weights.dtype)
-    grad_raw = grad_gated * slot_gates.to(x.dtype)
-    gated = raw * slot_gates.to(x.dtype)
+        per_slot = (grad_gated.float() * raw.float()).sum(-1)
+        grad_weights = (per_slot * scales.index_select(0, plan.expert_of_slot)).to(weights.dtype)
+    grad_raw = grad_gated * gates.to(x.dtype)
     if needed[0]:
-        grad_x = _to_tokens(F.grouped_mm(grad_raw, a, offs=plan.offsets), plan, weights)
+        grad_slots = F.grouped_mm(grad_raw, a, offs=plan.offsets)
+        grad_x = _sum_to_tokens(grad_slots, plan, x.shape[0])
     if needed[2]:
+        rows = x.index_select(0, plan.token_of_slot)
         grad_a = F.grouped_mm(grad_raw.t(), rows, offs=plan.offsets)
     if needed[3]:
+        gated = raw * gates.to(x.dtype)
         # (r, o) and not (o, r): twice as fast on CPU for wide outputs, measured at o = 2048.
         grad_b = F.grouped_mm(gated.t(), grad_rows, offs=plan.offsets).transpose(1, 2)
     return grad_x, grad_weights, grad_a, grad_b
 
 
 class _Packed(torch.autograd.Function):
-    """(storage (N, ...), *N parameters that are views of it) -> storage, with one gradient for each parameter."""
+    """(storage (N, ...), first experts, *parameters, each a run of it) -> storage, with a gradient for each run."""
 
     @staticmethod
-    def forward(ctx: Any, storage: Tensor, *params: Tensor) -> Tensor:
+    def forward(ctx: Any, storage: Tensor, starts: Sequence[int], *params: Tensor) -> Tensor:
+        ctx.runs = [(start, start + param.shape[0]) for start, param in zip(starts, params, strict=True)]
         return storage.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        parts = grad.unbind(0)
-        return None, *(p if wanted else None for p, wanted in zip(parts, ctx.needs_input_grad[1:], strict=True))
+        return None, None, *(grad[start:stop] for start, stop in ctx.runs)
 
 
-def packed(storage: Float[Tensor, "experts *shape"], params: Sequence[Tensor]) -> Float[Tensor, "experts *shape"]:
-    """All parameters as one tensor without a copy; `params` must be the views `storage[0], storage[1], ...`."""
-    return _Packed.apply(storage, *params)  # type: ignore[return-value]
+def packed(
+    storage: Float[Tensor, "experts *shape"], starts: Sequence[int], runs: Sequence[Tensor]
+) -> Float[Tensor, "experts *shape"]:
+    """The factors of all experts, such that gradients reach `runs`: parameters that are storage[start:stop]."""
+    return _Packed.apply(storage, starts, *runs)  # type: ignore[return-value]
 
 
 def bottleneck(
@@ -171,18 +182,19 @@ def bottleneck(
 
 
 def grouped(
+    out: Float[Tensor, "*batch features_out"],
     x: Float[Tensor, "tokens features_in"],
-    weights: Float[Tensor, "tokens top_k"],
+    slot_weights: Float[Tensor, " slots"],
     lora_a: Float[Tensor, "experts rank features_in"],
     lora_b: Float[Tensor, "experts features_out rank"],
     scales: Float[Tensor, " experts"],
     plan: Dispatch,
-) -> Float[Tensor, "tokens features_out"]:
-    """Only the routed products, one `grouped_mm` for each factor.
+) -> Float[Tensor, "*batch features_out"]:
+    """Adds the routed products, and only those, to `out` in place: one `grouped_mm` for each factor.
 
     Strides must be multiples of 16 bytes: the rank divisible by 4 in float32, by 8 in 16-bit dtypes.
     """
-    return _Grouped.apply(x, weights, lora_a, lora_b, scales, plan)  # type: ignore[return-value]
+    return _Grouped.apply(out, x, slot_weights, lora_a, lora_b, scales, plan)  # type: ignore[return-value]
 
 
 def _as_is(x: Tensor) -> torch.autocast:
@@ -208,12 +220,19 @@ def _gate_rank(values: Tensor, gates: Tensor, scales: Tensor, shape: torch.Size)
 
 def _slot_gates(weights: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
     """Weight times scale of each sorted slot, (s, 1), float32."""
-    sorted_weights = weights.reshape(-1).index_select(0, plan.slot_order)
-    return (sorted_weights.float() * scales.index_select(0, plan.expert_of_slot))[:, None]
+    return (weights.float() * scales.index_select(0, plan.expert_of_slot))[:, None]
 
 
-def _to_tokens(slots: Tensor, plan: Dispatch, weights: Tensor) -> Tensor:
+def _add_to_tokens(out: Tensor, slots: Tensor, plan: Dispatch) -> None:
+    """Add sorted slots (s, o) to their tokens (n, o), in place."""
+    if slots.shape[0] == out.shape[0]:  # one slot a token: no two rows meet
+        out.index_add_(0, plan.token_of_slot, slots)
+    else:
+        out += _sum_to_tokens(slots, plan, out.shape[0])
+
+
+def _sum_to_tokens(slots: Tensor, plan: Dispatch, tokens: int) -> Tensor:
     """Sorted slots -> tokens; an inverse gather and a sum, since index_add_ of duplicates is not deterministic."""
     in_order = slots.index_select(0, plan.sorted_of_slot)
-    top_k = weights.shape[1]
-    return in_order if top_k == 1 else in_order.view(-1, top_k, in_order.shape[1]).sum(1)
+    top_k = slots.shape[0] // max(tokens, 1)
+    return in_order if top_k == 1 else in_order.view(tokens, top_k, -1).sum(1)

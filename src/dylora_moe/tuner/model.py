@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModelForCausalLM
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.model import LoraModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -297,6 +298,7 @@ class DyLoraModel(nn.Module):
             for router in self._routers().values():
                 router.resize(list(range(len(self._experts) - 1)), added=1)
         self._connect()
+        self.train(self.training)  # new modules are born in training mode
 
     def remove_expert(self, name: str) -> None:
         """Forget an expert; the router keeps its rows for the others."""
@@ -327,6 +329,8 @@ class DyLoraModel(nn.Module):
                 if old in table:
                     table[new] = table.pop(old)
         self.peft_model.peft_config[new] = self.peft_model.peft_config.pop(old)
+        self.peft_model.active_adapter = new
+        cast(LoraModel, self.peft_model.base_model).set_adapter(new)
         renamed = {new if name == old else name: expert for name, expert in self._experts.items()}
         self._experts = {name: replace(expert, name=name) for name, expert in renamed.items()}
         self._connect()
@@ -430,6 +434,10 @@ class DyLoraModel(nn.Module):
         for name, linear in self.routed_linears():
             index = layer_index(self._layers_path, name)
             assert index is not None  # check_reach saw to it
-            linear.connect(self.state, index, self.expert_names, self.routing_config.execution)
-            for expert in self._experts.values():
-                linear.set_trainable(expert.name, not expert.frozen)
+            linear.connect(
+                self.state,
+                index,
+                names=self.expert_names,
+                frozen=frozenset(expert.name for expert in self.experts if expert.frozen),
+                execution=self.routing_config.execution,
+            )

@@ -60,18 +60,18 @@ class LinearRouter(nn.Module):
 
 
 def sparse_gates(
-    probs: Float[Tensor, "units experts"], top_k: int
+    logits: Float[Tensor, "units experts"], probs: Float[Tensor, "units experts"], top_k: int
 ) -> tuple[Int[Tensor, "units top_k"], Float[Tensor, "units top_k"]]:
     """Sparse delegation: the top-k experts and their weights.
 
     k = 1: weight 1 in value with the gradient of the probability (straight-through), so that a delegated expert
     is exactly its LoRA; a softmax after the selection would give the router no gradient. k > 1: the chosen
-    probabilities, renormalised.
+    probabilities, renormalised: a softmax of the chosen logits, whose bits do not depend on how many others there are.
     """
     chosen, experts = probs.topk(top_k, dim=-1)
     if top_k == 1:
         return experts, chosen + (1 - chosen).detach()
-    return experts, chosen / chosen.sum(-1, keepdim=True)
+    return experts, logits.gather(1, experts).softmax(-1)
 
 
 def dense_gates(logits: Float[Tensor, "units experts"], temperature: float) -> Float[Tensor, "units experts"]:

@@ -69,6 +69,8 @@ class Decision:
     """Row of the batch that each unit belongs to."""
     dispatch: Dispatch | None
     """Sorted tokens for the sparse executions; None when dense."""
+    slot_weights: Float[Tensor, " slots"] | None
+    """Weight of each sorted slot, gathered once for all Linears; None when dense."""
 
     @property
     def num_experts(self) -> int:

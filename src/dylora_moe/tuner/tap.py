@@ -229,13 +229,16 @@ def make_decision(
 ) -> Decision:
     """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert."""
     probs = logits.softmax(-1)
-    experts = dispatch = None
+    experts = dispatch = slot_weights = None
     if dense:
         weights = dense_gates(logits, config.temperature)
     else:
-        experts, weights = sparse_gates(probs, config.top_k)
-        of_token = experts if unit_of_token is None else experts.index_select(0, unit_of_token)
+        experts, weights = sparse_gates(logits, probs, config.top_k)
+        of_token, token_weights = experts, weights
+        if unit_of_token is not None:
+            of_token, token_weights = experts.index_select(0, unit_of_token), weights.index_select(0, unit_of_token)
         dispatch = make_dispatch(of_token, logits.shape[1])
+        slot_weights = token_weights.reshape(-1).index_select(0, dispatch.slot_order)
     return Decision(
         logits=logits,
         probs=probs,
@@ -245,4 +248,5 @@ def make_decision(
         unit_of_token=unit_of_token,
         row_of_unit=row_of_unit,
         dispatch=dispatch,
+        slot_weights=slot_weights,
     )

@@ -1,0 +1,83 @@
+"""One factor of all experts of a Linear, side by side in memory, trained as few large parameters.
+
+N experts in every Linear are 2 * N * Linears small matrices. Autograd and the optimizer pay for each tensor, so
+what they see is one parameter for each run of neighbouring experts that train: all of them in joint training, the
+newest in a continual stream. PEFT's own weights are views of the same memory.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dylora_moe.tuner import kernels
+
+
+class PackedFactor(nn.Module):
+    """A (N, rank, in) or B (N, out, rank) of the experts in the router's order; empty until laid out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = nn.ParameterList()
+        self._starts: tuple[int, ...] = ()
+        self._storage: Tensor | None = None
+
+    @torch.no_grad()
+    def lay_out(self, weights: Sequence[nn.Parameter], trainable: Sequence[bool]) -> None:
+        """Copy the weights side by side, make them views of the copy, and make parameters of what trains.
+
+        A run that stays where it was stays the same parameter, so an optimizer's moments for it stay valid.
+        """
+        self._storage = storage = torch.stack([weight.data for weight in weights])
+        for index, weight in enumerate(weights):
+            weight.data = storage[index]
+            weight.requires_grad_(False)
+        old = dict(zip(self._starts, self.runs, strict=True))
+        bounds = runs_of(trainable)
+        self._starts = tuple(start for start, _ in bounds)
+        self.runs = nn.ParameterList(_run(old.get(start), storage[start:stop]) for start, stop in bounds)
+
+    def clear(self) -> None:
+        """Back to separate weights."""
+        self.runs, self._starts, self._storage = nn.ParameterList(), (), None
+
+    def holds(self, weights: Sequence[Tensor]) -> bool:
+        """False when something (a cast, loaded weights) gave the weights other memory than the packed one."""
+        storage = self._storage
+        if storage is None or len(weights) != storage.shape[0]:
+            return False
+        start, step = storage.data_ptr(), storage.stride(0) * storage.element_size()
+        return all(w.data_ptr() == start + i * step and w.dtype == storage.dtype for i, w in enumerate(weights))
+
+    def trains(self, index: int) -> bool:
+        """Whether an expert lies in a run that takes gradients."""
+        return any(
+            start <= index < start + run.shape[0] and run.requires_grad
+            for start, run in zip(self._starts, self.runs, strict=True)
+        )
+
+    def forward(self) -> Tensor:
+        """The factor of all experts, such that gradients reach the runs."""
+        assert self._storage is not None
+        return kernels.packed(self._storage, self._starts, tuple(self.runs))
+
+
+def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """Bounds (first, after the last) of each unbroken run of true flags."""
+    bounds: list[tuple[int, int]] = []
+    for index, flag in enumerate(flags):
+        if not flag:
+            continue
+        if bounds and bounds[-1][1] == index:
+            bounds[-1] = (bounds[-1][0], index + 1)
+        else:
+            bounds.append((index, index + 1))
+    return bounds
+
+
+def _run(old: nn.Parameter | None, values: Tensor) -> nn.Parameter:
+    if old is None or old.shape != values.shape:
+        return nn.Parameter(values)
+    old.data = values
+    old.requires_grad_(True)
+    return old
