@@ -16,7 +16,7 @@ Percent = float
 class RunConfig(BaseModel):
     """A complete run. Names are those of the founding documents; ranges are checked here, before any work."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     base_model: str = "pypi:gemma3-270m"
     """Base language model: a hub id, a local folder, or an embedded base (pypi:gemma3-270m, pypi:smollm2)."""
@@ -27,7 +27,7 @@ class RunConfig(BaseModel):
     run_name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder in output_dir."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random: data, order, initial weights, dropout, sampling."""
 
     # Data
@@ -188,8 +188,8 @@ def load_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read as UTF-8 text: {error}.") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)

@@ -43,6 +43,11 @@ class RunDir:
         return self.path / name
 
     @property
+    def is_empty(self) -> bool:
+        """True when the folder holds nothing but its lock."""
+        return all(entry.name == _LOCK for entry in self.path.iterdir())
+
+    @property
     def is_finished(self) -> bool:
         """True when training ended well: the result is written last."""
         return (self.path / RESULT).is_file()
@@ -54,14 +59,16 @@ class RunDir:
         Raises:
             RunError: another process works in the folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / _LOCK)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(
                 f"{self.path} is in use by another process. Wait for it, or choose another --run_name."
             ) from error
+        except OSError as error:
+            raise RunError(f"the run folder {self.path} must be a folder that can be written: {error}.") from error
         try:
             yield
         finally:
@@ -78,12 +85,16 @@ class RunDir:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run.
@@ -105,10 +116,10 @@ class RunDir:
         if not path.is_file():
             return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n")[:-1]:
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:
                 break
         return records
 

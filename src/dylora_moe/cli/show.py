@@ -21,8 +21,8 @@ def show_data(console: Console, summary: Any) -> None:
     for domain in summary.domains:
         share = domain.num_train_label_tokens / max(domain.num_train_tokens, 1)
         table.add_row(
-            domain.domain,
-            ", ".join(licence or "unknown" for licence in domain.licences),
+            escape(domain.domain),
+            escape(", ".join(licence or "unknown" for licence in domain.licences)),
             f"{domain.num_train:,}",
             f"{domain.num_validation:,}",
             f"{domain.num_train_tokens:,}",
@@ -39,7 +39,7 @@ def show_parameters(console: Console, parts: Sequence[Any]) -> None:
     table.add_column("trainable", justify="right")
     table.add_column("frozen", justify="right")
     for part in parts:
-        table.add_row(part.part, f"{part.trainable:,}", f"{part.frozen:,}")
+        table.add_row(escape(part.part), f"{part.trainable:,}", f"{part.frozen:,}")
     trainable, frozen = sum(p.trainable for p in parts), sum(p.frozen for p in parts)
     table.add_row("all", f"{trainable:,}", f"{frozen:,}", style="bold")
     console.print(table)
@@ -54,7 +54,7 @@ def show_losses(console: Console, before: Mapping[str, Any], after: Mapping[str,
     for old, new in zip(before["domains"], after["domains"], strict=True):
         change = new["loss"] / old["loss"] - 1
         table.add_row(
-            old["domain"],
+            escape(old["domain"]),
             f"{old['loss']:.3f}",
             f"{new['loss']:.3f}",
             f"[{'green' if change < 0 else 'red'}]{change:+.0%}[/]",
@@ -71,7 +71,7 @@ def show_losses_of(console: Console, evaluation: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain in evaluation["domains"]:
         table.add_row(
-            domain["domain"],
+            escape(domain["domain"]),
             f"{domain['loss']:.3f}",
             f"{domain['perplexity']:.2f}",
             f"{domain['tokens']:,}",
@@ -89,7 +89,7 @@ def show_routing(console: Console, routing: Mapping[str, Any] | None) -> None:
     for name in routing["experts"]:
         table.add_column(name, justify="right")
     for domain, row in zip(routing["domains"], routing["table"], strict=True):
-        table.add_row(domain, *[_shade(share) for share in row])
+        table.add_row(escape(domain), *[_shade(share) for share in row])
     table.add_section()
     table.add_row("load", *[f"{share:.0%}" for share in routing["load"]])
     console.print(table)

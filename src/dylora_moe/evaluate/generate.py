@@ -60,10 +60,11 @@ def generate_answers(
             )
     finally:
         model.train(was_training)
-    shares = _shares(decisions, len(encoded))
     ends, answers = set(end_token_ids), []
-    for index, (conversation, row) in enumerate(zip(conversations, output[:, longest:].tolist(), strict=True)):
-        length = next((place for place, token in enumerate(row) if token in ends), len(row))
+    rows = output[:, longest:].tolist()
+    lengths = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    shares = _shares(decisions, max(len(model.routers), 1), lengths)
+    for index, (conversation, row, length) in enumerate(zip(conversations, rows, lengths, strict=True)):
         answers.append(
             Answer(
                 prompt=conversation[-1].content,
@@ -76,11 +77,15 @@ def generate_answers(
     return answers
 
 
-def _shares(decisions: Sequence[Decision], rows: int) -> list[list[float]] | None:
-    """Each row's routing weight by expert, summed over all passes, as shares."""
+def _shares(decisions: Sequence[Decision], routers: int, lengths: Sequence[int]) -> list[list[float]] | None:
+    """Each row's routing weight by expert as shares: its prompt, in the first pass, and the tokens of its answer."""
     if not decisions:
         return None
-    total = torch.zeros(rows, decisions[0].num_experts, device=decisions[0].logits.device)
-    for decision in decisions:
-        total.index_add_(0, decision.row_of_unit, decision.load())
+    device = decisions[0].logits.device
+    total = torch.zeros(len(lengths), decisions[0].num_experts, device=device)
+    for index, decision in enumerate(decisions):
+        # The pass after the prompt's reads the first token of the answer, and so on; a row that ended only pads.
+        reads = index // routers - 1
+        speaks = torch.tensor([reads < length for length in lengths], device=device)
+        total.index_add_(0, decision.row_of_unit, decision.load() * speaks[decision.row_of_unit, None])
     return (total / total.sum(1, keepdim=True).clamp_min(1e-9)).tolist()

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.bases import load_base
-from dylora_moe.config import RunConfig, make_config
+from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.run_dir import CONFIG, FINAL, RunDir
@@ -38,7 +37,7 @@ def read_config(run: RunDir) -> RunConfig:
         raise RunError(
             f"{run.path} holds no {CONFIG}, so it is no run folder. Give the folder that `dylora train` made."
         )
-    return make_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    return make_config(load_recipe(path), where=str(path))
 
 
 def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:

@@ -7,7 +7,7 @@ from dylora_moe.errors import TunerError
 from dylora_moe.tuner import DyLoraModel
 
 # PEFT's adapter weights, and the packed memory that they are views of.
-_EXPERT = re.compile(r"\.(lora_[AB]\.[^.]+\.weight|packed_[AB]\.runs\.\d+)$")
+_EXPERT = re.compile(r"\.(lora_[AB]\.[^.]+\.weight|packed_[AB]\.run_\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,21 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from dylora_moe.bases import LoadedBase, load_base
-from dylora_moe.config import RunConfig, make_config, to_yaml
+from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import DataBundle, build_data
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
+from dylora_moe.evaluate.load import read_config
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.evaluate.routing import RoutingReport
@@ -70,13 +71,14 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
         session = prepare(config, run, stages)
         _start_folder(session)
 
-        trainer = build_trainer(session, stages)
-        stages.console.print("Measuring the base before training ...")
-        calibrate_router(session)
-        answers = _answers(session)
-        before = trainer.measure()
-        trainer.train()
-        after = trainer.measure()
+        with closing(ShowProgress(stages.console)) as progress:
+            trainer = build_trainer(session, progress)
+            stages.console.print("Measuring the base before training ...")
+            calibrate_router(session)
+            answers = _answers(session)
+            before = trainer.measure()
+            trainer.train()
+            after = trainer.measure()
         result = _result(session, trainer, before, after, list(zip(answers, _answers(session), strict=True)))
         save_model(session.model, run / FINAL, base_name=config.base_model, tokenizer=session.base.tokenizer)
         run.write(RESULT, result)
@@ -134,7 +136,7 @@ def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
     return model.train()
 
 
-def build_trainer(session: Session, stages: Stages) -> RoutedTrainer:
+def build_trainer(session: Session, progress: ShowProgress) -> RoutedTrainer:
     """transformers' Trainer with our losses, recording into the run folder."""
     run, config = session.run, session.config
 
@@ -151,7 +153,7 @@ def build_trainer(session: Session, stages: Stages) -> RoutedTrainer:
         balance_coefficient=config.balance_coefficient,
         z_coefficient=config.z_coefficient,
         record_routing=record_routing,
-        callbacks=[RecordMetrics(run), ShowProgress(stages.console)],
+        callbacks=[RecordMetrics(run), progress],
     )
 
 
@@ -240,10 +242,10 @@ def _result(
 
 
 def _check_unused(run: RunDir) -> None:
-    if (run / CONFIG).exists() or (run / FINAL).exists():
+    if not run.is_empty:
         raise RunError(
-            f"{run.path} holds a run that did not finish. Move or delete it, or choose another --run_name; "
-            "nothing was changed."
+            f"a run folder must be new or empty, and {run.path} holds something else or a run that did not finish. "
+            "Move or delete it, or choose another --run_name; nothing was changed."
         )
 
 
@@ -254,7 +256,7 @@ def _start_folder(session: Session) -> None:
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
-    stored = make_config(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")), where=str(run / CONFIG))
+    stored = read_config(run)
     changed = [name for name in RunConfig.model_fields if getattr(stored, name) != getattr(config, name)]
     if changed:
         differences = ", ".join(f"{n} {getattr(stored, n)!r} there, {getattr(config, n)!r} here" for n in changed)

@@ -1,5 +1,6 @@
 """transformers' Trainer plus the losses on routing, our evaluation, and our order of rows; no more."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.errors import RunError
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
 from dylora_moe.tuner import AuxiliaryLosses, DyLoraModel, LoadWindow
@@ -101,6 +103,12 @@ class RoutedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add tokens, speed and routing of the steps since the last line to what the Trainer logs."""
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise RunError(
+                    f"{name} must be finite, got {logs[name]} at step {self.state.global_step}. Lower learning_rate, "
+                    "or compute in float32 (--no-bf16)."
+                )
         if "loss" in logs:
             logs |= self._figures()
         super().log(logs, *args, **kwargs)

@@ -6,6 +6,7 @@ newest in a continual stream. PEFT's own weights are views of the same memory.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,13 @@ class PackedFactor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.runs = nn.ParameterList()
         self._starts: tuple[int, ...] = ()
         self._storage: Tensor | None = None
+
+    @property
+    def runs(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that train, each (experts of the run, ...), in the router's order."""
+        return tuple(cast(nn.Parameter, self._parameters[f"run_{start}"]) for start in self._starts)
 
     @torch.no_grad()
     def lay_out(self, weights: Sequence[nn.Parameter], trainable: Sequence[bool]) -> None:
@@ -34,12 +39,25 @@ class PackedFactor(nn.Module):
             weight.requires_grad_(False)
         old = dict(zip(self._starts, self.runs, strict=True))
         bounds = runs_of(trainable)
+        self._forget_runs()
         self._starts = tuple(start for start, _ in bounds)
-        self.runs = nn.ParameterList(_run(old.get(start), storage[start:stop]) for start, stop in bounds)
+        for start, stop in bounds:
+            self.register_parameter(f"run_{start}", _run(old.get(start), storage[start:stop]))
 
     def clear(self) -> None:
         """Back to separate weights."""
-        self.runs, self._starts, self._storage = nn.ParameterList(), (), None
+        self._forget_runs()
+        self._storage = None
+
+    def _forget_runs(self) -> None:
+        self._starts = ()
+        self._parameters.clear()
+
+    def _save_to_state_dict(self, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing: a state dict holds the experts under PEFT's names, once."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing: loading PEFT's weights fills the memory they share."""
 
     def holds(self, weights: Sequence[Tensor]) -> bool:
         """False when something (a cast, loaded weights) gave the weights other memory than the packed one."""
@@ -59,7 +77,7 @@ class PackedFactor(nn.Module):
     def forward(self) -> Tensor:
         """The factor of all experts, such that gradients reach the runs."""
         assert self._storage is not None
-        return kernels.packed(self._storage, self._starts, tuple(self.runs))
+        return kernels.packed(self._storage, self._starts, self.runs)
 
 
 def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:

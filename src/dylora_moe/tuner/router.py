@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 _EPS = 1e-6
 
+# Products of few rows take other paths through a GEMM for other numbers of experts, and then differ in the last bit:
+# up to here logits are summed one by one, so that a new expert leaves those of the others as they were.
+_FEW_UNITS = 64
+
 
 class LinearRouter(nn.Module):
     """A learned linear map over normalised features.
@@ -48,7 +52,10 @@ class LinearRouter(nn.Module):
     def forward(self, features: Float[Tensor, "units features"]) -> Float[Tensor, "units experts"]:
         """Logits in float32, whatever the dtype of the base."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(self.normalise(features), self.weight.float())
+            normalised, weight = self.normalise(features), self.weight.float()
+            if features.shape[0] <= _FEW_UNITS:
+                return (normalised[:, None, :] * weight).sum(-1)
+            return F.linear(normalised, weight)
 
     @torch.no_grad()
     def resize(self, keep: list[int], added: int) -> None:
