@@ -118,7 +118,8 @@ def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
     configs = [_read_config(folder / EXPERTS_FOLDER / name) for name in names]
     model = DyLoraModel(base, names, routing=RoutingConfig.from_json(description["routing"]), peft_configs=configs)
     for expert in description["experts"]:
-        _read_weights(model, expert["name"], folder / EXPERTS_FOLDER / expert["name"])
+        source = folder / EXPERTS_FOLDER / expert["name"]
+        _set_weights(model, expert["name"], _load_weights(source), source)
         model.set_maturity(expert["name"], expert["maturity"])
         if expert["frozen"]:
             model.freeze_expert(expert["name"])
@@ -160,15 +161,34 @@ def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
 
     Raises:
         TunerError: it is no plain LoRA (another method, DoRA, biases, modules saved whole), adapts what lies below
-            the tap, or does not fit the base.
+            the tap, or does not fit the base. The model is then as it was.
     """
-    config = _read_config(Path(folder))
+    folder = Path(folder)
+    config = _read_config(folder)
+    weights = _load_weights(folder)
+    _check_shapes(model, weights, folder)
     model.add_expert(name, peft_config=config, maturity=1.0)
     try:
-        _read_weights(model, name, Path(folder))
+        _set_weights(model, name, weights, folder)
     except TunerError:
         model.remove_expert(name)
         raise
+
+
+def _check_shapes(model: DyLoraModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """See to it that every weight belongs to a Linear of the base and has its width."""
+    linears = {name: module for name, module in model.lm.named_modules() if hasattr(module, "in_features")}
+    for key, value in weights.items():
+        module, _, factor = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        linear: Any = linears.get(module)
+        width = {"lora_A": (1, "in_features"), "lora_B": (0, "out_features")}.get(factor)
+        if linear is None or width is None or value.dim() != 2:
+            raise TunerError(f"{folder} holds a weight {key} that is no LoRA factor of a Linear of this base.")
+        if value.shape[width[0]] != getattr(linear, width[1]):
+            raise TunerError(
+                f"{key} in {folder} must have {getattr(linear, width[1])} {width[1]}, got shape {tuple(value.shape)}. "
+                "Is it from another base?"
+            )
 
 
 def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) -> None:
@@ -217,20 +237,27 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_weights(model: DyLoraModel, name: str, folder: Path) -> None:
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise TunerError(f"{folder} holds no {ADAPTER_WEIGHTS}; weights in pickle files are not read.")
     try:
         weights = load_file(path)
-        report = set_peft_model_state_dict(model.peft_model, weights, adapter_name=name)
-    except Exception as error:  # safetensors and torch raise their own kinds; all mean the file does not fit
-        raise TunerError(f"{path} cannot be read onto this base: {error}") from error
-    wanted = [key for key, _ in model.lm.named_parameters() if f".{name}." in key]
-    if report.unexpected_keys or len(weights) != len(wanted):
-        raise TunerError(
-            f"{path} holds {len(weights)} weights where this base takes {len(wanted)} "
-            f"(unknown: {report.unexpected_keys[:3]}). Is it from another base?"
-        )
+    except Exception as error:  # safetensors raises its own kinds; all mean the file is damaged
+        raise TunerError(f"{path} cannot be read: {error}") from error
     if not all(torch.isfinite(value).all() for value in weights.values()):
         raise TunerError(f"{path} holds values that are not finite.")
+    return weights
+
+
+def _set_weights(model: DyLoraModel, name: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    try:
+        report = set_peft_model_state_dict(model.peft_model, weights, adapter_name=name)
+    except Exception as error:  # peft and torch raise their own kinds; all mean the weights do not fit
+        raise TunerError(f"the weights in {folder} do not fit this base: {error}") from error
+    wanted = [key for key in model.lm.state_dict() if f".{name}." in key]
+    if report.unexpected_keys or len(weights) != len(wanted):
+        raise TunerError(
+            f"{folder} holds {len(weights)} weights where this base takes {len(wanted)} "
+            f"(unknown: {report.unexpected_keys[:3]}). Is it from another base?"
+        )

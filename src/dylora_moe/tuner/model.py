@@ -186,7 +186,10 @@ class DyLoraModel(nn.Module):
 
     @contextmanager
     def forced(self, name: str | None) -> Iterator[None]:
-        """Inside the block one expert serves every token, whatever the router says; None for the router again."""
+        """Inside the block one expert serves every token, whatever the router says; None for the router again.
+
+        To train it alone, freeze the others: their gradients are zeros, and an optimizer may still decay them.
+        """
         if name is not None:
             self._require(name)
         previous, self.state.forced = self.state.forced, name
@@ -253,7 +256,7 @@ class DyLoraModel(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[dict[str, Tensor]]) -> None:
-        """Give every router the mean and deviation of its features on a sample; call before training.
+        """Give every router the mean, the deviation and the clusters of its features on a sample, before training.
 
         Args:
             batches: inputs of the model, without domain; a few thousand tokens, or a hundred documents, are enough.
@@ -261,6 +264,7 @@ class DyLoraModel(nn.Module):
         features = self.router_features(batches)
         for key, router in self._routers().items():
             router.calibrate(features[key])
+            router.seed_from(features[key])
 
     @torch.no_grad()
     def router_features(self, batches: Sequence[dict[str, Tensor]]) -> dict[int | None, Tensor]:

@@ -65,7 +65,8 @@ class PackedFactor(nn.Module):
         if storage is None or len(weights) != storage.shape[0]:
             return False
         start, step = storage.data_ptr(), storage.stride(0) * storage.element_size()
-        return all(w.data_ptr() == start + i * step and w.dtype == storage.dtype for i, w in enumerate(weights))
+        placed = [*enumerate(weights), *zip(self._starts, self.runs, strict=True)]
+        return all(w.data_ptr() == start + i * step and w.dtype == storage.dtype for i, w in placed)
 
     def trains(self, index: int) -> bool:
         """Whether an expert lies in a run that takes gradients."""
