@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
+from dylora_moe.tuner.inspect import check_reach
 from dylora_moe.tuner.model import DyLoraModel
 
 MODEL_FILE = "dylora_moe.json"
@@ -166,29 +167,26 @@ def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
     folder = Path(folder)
     config = _read_config(folder)
     weights = _load_weights(folder)
-    _check_shapes(model, weights, folder)
+    _check_shapes(model, config, weights, folder)
     model.add_expert(name, peft_config=config, maturity=1.0)
-    try:
-        _set_weights(model, name, weights, folder)
-    except TunerError:
-        model.remove_expert(name)
-        raise
+    _set_weights(model, name, weights, folder)
 
 
-def _check_shapes(model: DyLoraModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """See to it that every weight belongs to a Linear of the base and has its width."""
-    linears = {name: module for name, module in model.lm.named_modules() if hasattr(module, "in_features")}
-    for key, value in weights.items():
-        module, _, factor = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        linear: Any = linears.get(module)
-        width = {"lora_A": (1, "in_features"), "lora_B": (0, "out_features")}.get(factor)
-        if linear is None or width is None or value.dim() != 2:
-            raise TunerError(f"{folder} holds a weight {key} that is no LoRA factor of a Linear of this base.")
-        if value.shape[width[0]] != getattr(linear, width[1]):
-            raise TunerError(
-                f"{key} in {folder} must have {getattr(linear, width[1])} {width[1]}, got shape {tuple(value.shape)}. "
-                "Is it from another base?"
-            )
+def _check_shapes(model: DyLoraModel, config: LoraConfig, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """See to it that the weights are the two factors of every Linear that the adapter reaches, and fit them."""
+    expected: dict[str, tuple[int, int]] = {}
+    for name in check_reach(model.lm, config, model.routing_config.tap_layer):
+        linear: Any = model.lm.get_submodule(name)
+        expected[f"base_model.model.{name}.lora_A.weight"] = (config.r, linear.in_features)
+        expected[f"base_model.model.{name}.lora_B.weight"] = (linear.out_features, config.r)
+    got = {key: tuple(value.shape) for key, value in weights.items()}
+    wrong = [key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key)]
+    if wrong:
+        key = min(wrong)
+        raise TunerError(
+            f"the weights in {folder} must fit this base: {key} has shape {got.get(key)} there and {expected.get(key)} "
+            f"here, and so on for {len(wrong)} of them. Is it from another base?"
+        )
 
 
 def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) -> None:

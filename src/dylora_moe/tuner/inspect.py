@@ -81,8 +81,8 @@ def layer_index(layers_path: str, name: str) -> int | None:
     return int(name.removeprefix(layers_path + ".").partition(".")[0])
 
 
-def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> None:
-    """See to it that an adapter changes something, and only Linears of layers from the tap up.
+def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> list[str]:
+    """Names of the Linears that an adapter changes, which must be some, all in layers from the tap up.
 
     Raises:
         TunerError: it matches nothing, something that is no Linear, or something the router cannot decide for.
@@ -110,3 +110,4 @@ def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> No
                 f"the expert adapts layer {index}, below tap_layer={tap_layer}, where the router has not decided yet. "
                 "Build the model with tap_layer=0."
             )
+    return [name for name, _ in reached]
