@@ -79,12 +79,20 @@ def interleave(
     gc.unfreeze()
 
 
-def ratios(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Three ratios to the reference: of medians, of minima, and the median of the ratios within each round."""
-    paired = [mine / theirs for mine, theirs in zip(seconds, reference, strict=False)]
+def ratios(seconds: Sequence[float], references: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Three ratios to the reference: of medians, of minima, and the median of the ratios within each round.
+
+    Args:
+        seconds: steps of the contender, by round.
+        references: steps of models that are the reference, by round; two of them halve its noise.
+    """
+    pooled = [step for reference in references for step in reference]
+    rounds = [statistics.mean(steps) for steps in zip(*references, strict=True)]
+    # Those that take part in the first rounds only are compared with these alone.
+    paired = [mine / theirs for mine, theirs in zip(seconds, rounds, strict=False)]
     return {
-        "median": statistics.median(seconds) / statistics.median(reference),
-        "min": min(seconds) / min(reference),
+        "median": statistics.median(seconds) / statistics.median(pooled),
+        "min": min(seconds) / min(pooled),
         "paired": statistics.median(paired),
     }
 

@@ -15,9 +15,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as StockLinear
 from torch import Tensor
 
+import dylora_moe.tuner
 from dylora_moe.tuner import DyLoraModel, LoadWindow
-
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,15 +55,28 @@ def full_loss() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def gradients() -> Callable[[DyLoraModel], dict[str, Tensor]]:
-    """Name -> gradient of every trainable parameter; one without a gradient fails the test."""
+    """Gradient of every trainable parameter, of experts under PEFT's names; one without a gradient fails the test."""
 
     def collect(model: DyLoraModel) -> dict[str, Tensor]:
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        missing = [name for name, parameter in trainable.items() if parameter.grad is None]
-        assert trainable and not missing
-        return {name: p.grad.clone() for name, p in trainable.items() if p.grad is not None}
+        found: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                found |= _by_expert(name, parameter.grad.clone(), model.expert_names)
+        assert found
+        return found
 
     return collect
+
+
+def _by_expert(name: str, gradient: Tensor, experts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Gradients of a run of packed experts, one by one."""
+    packed = re.fullmatch(r"(.*)\.packed_([AB])\.run_(\d+)", name)
+    if not packed:
+        return {name: gradient}
+    linear, factor, start = packed.groups()
+    names = experts[int(start) :]
+    return {f"{linear}.lora_{factor}.{n}.weight": one for n, one in zip(names, gradient, strict=False)}
 
 
 @pytest.fixture(scope="session")
@@ -136,14 +148,27 @@ def _looped(
 
 
 @pytest.fixture(scope="session")
-def fresh_process() -> Callable[..., str]:
-    """(code, *arguments) -> what a new Python process printed; fails with its error output."""
+def start_process() -> Callable[..., "subprocess.Popen[str]"]:
+    """(code, *arguments) -> a new Python process that can import the package under test."""
+    source = Path(dylora_moe.tuner.__file__).parents[2]
 
-    def run(code: str, *arguments: object, timeout_s: float = 120) -> str:
-        environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    def start(code: str, *arguments: object) -> "subprocess.Popen[str]":
+        environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
-    return run
+    return start
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., None]:
+    """(process, timeout in seconds) -> None once it ended well; fails with its error output."""
+
+    def wait(process: "subprocess.Popen[str]", timeout_s: float = 180) -> None:
+        try:
+            _, errors = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors[-4000:]
+
+    return wait

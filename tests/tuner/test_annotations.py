@@ -69,7 +69,7 @@ def test_annotations_hold_in_every_path(
     model = checked.DyLoraModel(
         make_base(),
         ["a", "b"],
-        expert_config=checked.ExpertConfig(rank=8),
+        expert_config=checked.ExpertConfig(rank=8, target_modules=("v_proj", "down_proj")),
         routing=checked.RoutingConfig(**routing),
     )
     model.calibrate([batch])

@@ -1,3 +1,5 @@
+"""Settings of the tuner: ranges, names in messages, JSON."""
+
 import json
 from typing import Any
 

@@ -54,7 +54,7 @@ def prepare(case: Path, base: Any, batch: dict[str, Tensor]) -> None:
 
 
 def test_10_stock_peft_loads_an_exported_expert_in_a_process_without_this_package(
-    make_model: Any, make_base: Any, batch: Any, fresh_process: Callable[..., str], assert_near: Any, tmp_path: Path
+    make_model: Any, make_base: Any, batch: Any, start_process: Any, finish: Any, assert_near: Any, tmp_path: Path
 ) -> None:
     cases = {
         "plain": make_model(3),
@@ -69,13 +69,13 @@ def test_10_stock_peft_loads_an_exported_expert_in_a_process_without_this_packag
             expected[name] = model(**batch).logits
         prepare(tmp_path / name, make_base({"gemma": "gemma3", "fused": "phi3"}.get(name, "llama")), batch)
         export_expert(model, expert, tmp_path / name / "adapter", base_name=str(tmp_path / name / "base"))
-    fresh_process(STOCK_PEFT, *(tmp_path / name for name in cases))
+    finish(start_process(STOCK_PEFT, *(tmp_path / name for name in cases)))
     for name, logits in expected.items():
         assert_near(load_file(tmp_path / name / "answer")["logits"], logits)
 
 
 def test_11_a_saved_model_answers_the_same_in_a_fresh_process(
-    make_model: Any, make_base: Any, batch: Any, fresh_process: Callable[..., str], tmp_path: Path
+    make_model: Any, make_base: Any, batch: Any, start_process: Any, finish: Any, tmp_path: Path
 ) -> None:
     cases = {
         "tokens": make_model(4, top_k=2),
@@ -90,7 +90,7 @@ def test_11_a_saved_model_answers_the_same_in_a_fresh_process(
         model.calibrate([batch])
         prepare(tmp_path / name, make_base("gemma3" if name == "gemma" else "llama"), batch)
         save_model(model, tmp_path / name / "model", base_name="anything")
-    fresh_process(OWN_PACKAGE, *(tmp_path / name for name in cases))
+    finish(start_process(OWN_PACKAGE, *(tmp_path / name for name in cases)))
     for name, model in cases.items():
         expected = model(**batch).logits
         assert torch.equal(load_file(tmp_path / name / "answer")["logits"], expected), name
@@ -112,7 +112,7 @@ def test_11_everything_about_the_experts_and_the_routers_is_saved(
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     for parameter, other in zip(model.parameters(), loaded.parameters(), strict=True):
         assert parameter.requires_grad == other.requires_grad
-    linear = next(iter(loaded.routed_linears()))[1]
+    linear = dict(loaded.routed_linears())["model.layers.0.mlp.down_proj"]
     assert linear.lora_dropout["new"].p == 0.25
     assert not loaded.training
     loaded.add_expert("newer")

@@ -1,3 +1,5 @@
+"""What a target setting matches in each family, and where decoder layers are."""
+
 from typing import Any
 
 import pytest

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dylora_moe.errors import TunerError
 from dylora_moe.tuner import DyLoraModel
 
 LENGTHS, PROMPTS = (5, 7, 12), (2, 3, 4)
@@ -158,8 +159,6 @@ def test_5_generation_decides_by_the_whole_prompt(make_model: Any, documents: li
 
 
 def test_5_a_cache_filled_elsewhere_is_refused(make_model: Any, documents: list[Tensor]) -> None:
-    from dylora_moe.errors import TunerError
-
     model = make_model(3, granularity="sequence")
     cache = DynamicCache(config=model.config)
     with model.disabled():

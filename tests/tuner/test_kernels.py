@@ -56,7 +56,10 @@ def apply(case: Case, execution: str, leaves: dict[str, Tensor]) -> Tensor:
     x, weights, lora_a, lora_b = leaves.values()
     scales, num_experts = case.scales.to(weights.dtype), case.lora_a.shape[0]
     if execution == "grouped":
-        return kernels.grouped(x, weights, lora_a, lora_b, scales, make_dispatch(case.experts, num_experts))
+        plan = make_dispatch(case.experts, num_experts)
+        slot_weights = weights.reshape(-1).index_select(0, plan.slot_order)
+        out = torch.zeros(x.shape[0], lora_b.shape[1], dtype=x.dtype)
+        return kernels.grouped(out, x, slot_weights, lora_a, lora_b, scales, plan)
     gates = torch.zeros(x.shape[0], num_experts, dtype=weights.dtype).scatter(1, case.experts, weights)
     return getattr(kernels, execution)(x, gates, lora_a, lora_b, scales)
 
@@ -151,12 +154,28 @@ def test_autocast_trains_in_every_execution(execution: str) -> None:
     assert_equal_runs({"out": out.detach(), **found}, expected, tolerance=0.05)
 
 
-def test_packed_parameters_are_one_tensor_with_a_gradient_each() -> None:
-    storage = torch.randn(3, 2, 4)
-    params = [torch.nn.Parameter(storage[index]) for index in range(3)]
-    params[1].requires_grad_(False)
-    whole = kernels.packed(storage, params)
+def test_grouped_adds_to_what_is_there_and_passes_its_gradient_on() -> None:
+    case = _fixed_case()
+    expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
+    x, weights, lora_a, lora_b = leaves.values()
+    plan = make_dispatch(case.experts, 3)
+    base = torch.randn(1, 7, 16, requires_grad=True)
+    out = base * 1.0
+    slot_weights = weights.reshape(-1).index_select(0, plan.slot_order)
+    found = kernels.grouped(out, x, slot_weights, lora_a, lora_b, case.scales, plan)
+    assert found.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(found[0].double(), base[0].double() + expected["out"], rtol=1e-4, atol=1e-4)
+    found.backward(case.grad[None])
+    assert base.grad is not None and torch.equal(base.grad[0], case.grad)
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    assert_equal_runs({"out": expected["out"], **gradients}, expected)
+
+
+def test_packed_runs_get_the_gradients_of_their_experts() -> None:
+    storage = torch.randn(4, 2, 3)
+    first, last = torch.nn.Parameter(storage[:1]), torch.nn.Parameter(storage[2:])
+    whole = kernels.packed(storage, (0, 2), (first, last))
     assert whole.data_ptr() == storage.data_ptr()
-    (whole * torch.arange(24.0).view(3, 2, 4)).sum().backward()
-    assert params[1].grad is None
-    assert params[2].grad is not None and torch.equal(params[2].grad, torch.arange(16.0, 24).view(2, 4))
+    (whole * torch.arange(24.0).view(4, 2, 3)).sum().backward()
+    assert first.grad is not None and torch.equal(first.grad, torch.arange(6.0).view(1, 2, 3))
+    assert last.grad is not None and torch.equal(last.grad, torch.arange(12.0, 24).view(2, 2, 3))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dylora_moe.tuner import DyLoraModel
+from dylora_moe.tuner import DyLoraModel, ExpertConfig
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -34,7 +34,7 @@ def dequantised(base: Any, plain: Any) -> Any:
 
 
 def base_bytes(model: DyLoraModel) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.lm.named_parameters() if ".lora_" not in name}
+    return {n: p.detach().clone() for n, p in model.lm.named_parameters() if ".lora_" not in n and ".packed_" not in n}
 
 
 def test_a_4_bit_base_trains_like_what_its_weights_stand_for(
@@ -46,9 +46,9 @@ def test_a_4_bit_base_trains_like_what_its_weights_stand_for(
     gradients: Any,
     assert_near: Any,
 ) -> None:
-    plain = make_model(3, base=dequantised(quantised, make_base()), top_k=2)
+    plain = make_model(3, base=dequantised(quantised, make_base()), expert=ExpertConfig(rank=8), top_k=2)
     rounded = not torch.equal(plain.lm.model.layers[0].mlp.up_proj.base_layer.weight, make_base().get_parameter(UP))
-    model = make_model(3, base=quantised, top_k=2)
+    model = make_model(3, base=quantised, expert=ExpertConfig(rank=8), top_k=2)
     assert rounded and len(list(model.routed_linears())) == 21
     before = base_bytes(model)
     assert sum(value.dtype == torch.uint8 for value in before.values()) == 21

@@ -1,3 +1,5 @@
+"""Routers, gates and the losses on routing, against sums written by hand."""
+
 import math
 
 import pytest
@@ -36,6 +38,35 @@ def test_router_works_after_a_cast(dtype: torch.dtype) -> None:
     assert router(features).dtype == torch.float32
 
 
+@pytest.mark.parametrize("units", [1, 3, 36, 200])
+def test_a_new_row_changes_no_bit_of_the_other_logits(units: int) -> None:
+    """GEMM kernels are chosen by shape, and round differently."""
+    generator = torch.Generator().manual_seed(units)
+    for size in range(1, 17):
+        router = LinearRouter(32, size)
+        features = torch.randn(units, 32, generator=generator)
+        before = router(features)
+        router.resize(list(range(size)), added=1)
+        assert torch.equal(router(features)[:, :size], before), size
+
+
+def test_seeding_puts_each_cluster_at_an_expert_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 16, generator=generator) * 3
+    cluster = torch.arange(80) % 4
+    features = centres[cluster] + 0.3 * torch.randn(80, 16, generator=generator)
+    router = LinearRouter(16, 4)
+    router.calibrate(features)
+    router.seed_from(features)
+    chosen = router(features).argmax(1)
+    assert len({(int(a), int(b)) for a, b in zip(cluster, chosen, strict=True)}) == 4
+    assert chosen.unique().numel() == 4
+    torch.testing.assert_close(router.weight.norm(dim=1), torch.ones(4))
+    before = router.weight.clone()
+    router.seed_from(features[:3])
+    assert torch.equal(router.weight, before), "fewer units than experts leave the rows as they are"
+
+
 def test_resize_keeps_rows_in_the_order_asked_for_and_adds_fresh_ones() -> None:
     router = LinearRouter(8, 3)
     before = router.weight.detach().clone()
@@ -53,7 +84,7 @@ def test_resize_keeps_rows_in_the_order_asked_for_and_adds_fresh_ones() -> None:
 def test_one_expert_has_weight_exactly_one_and_the_gradient_of_its_probability(values: list[float]) -> None:
     logits = torch.tensor([values], requires_grad=True)
     probs = logits.softmax(-1)
-    experts, weights = sparse_gates(probs, 1)
+    experts, weights = sparse_gates(logits, probs, 1)
     assert weights.item() == 1.0
     assert probs[0, experts.item()] == probs.max()
     (found,) = torch.autograd.grad(weights.sum(), logits, retain_graph=True)
@@ -63,7 +94,7 @@ def test_one_expert_has_weight_exactly_one_and_the_gradient_of_its_probability(v
 
 def test_two_experts_share_by_their_renormalised_probabilities() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
-    experts, weights = sparse_gates(logits.softmax(-1), 2)
+    experts, weights = sparse_gates(logits, logits.softmax(-1), 2)
     assert experts.tolist() == [[1, 2]]
     torch.testing.assert_close(weights, torch.tensor([[3.0, 2.0]]).softmax(-1))
 

@@ -1,9 +1,13 @@
+"""Sorting tokens by expert, and what a decision says to tokens, losses and Linears."""
+
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dylora_moe.tuner.config import RoutingConfig
-from dylora_moe.tuner.routing import RoutingState, make_dispatch
+from dylora_moe.tuner.routing import Decision, RoutingState, make_dispatch
 from dylora_moe.tuner.tap import make_decision
 
 
@@ -34,7 +38,9 @@ def test_dispatch_sorts_slots_by_expert(case: tuple[torch.Tensor, int]) -> None:
         assert torch.equal(run, run.sort().values), "the sort must be stable"
 
 
-def decide(logits: torch.Tensor, *, dense: bool = False, unit_of_token: torch.Tensor | None = None, **settings: int):
+def decide(
+    logits: torch.Tensor, *, dense: bool = False, unit_of_token: torch.Tensor | None = None, **settings: Any
+) -> Decision:
     units = logits.shape[0]
     valid = torch.ones(units, dtype=torch.bool)
     valid[-1] = False

@@ -1,3 +1,5 @@
+"""Where documents and prompts lie, what their features are, and when the hooks refuse a batch."""
+
 from typing import Any
 
 import pytest
@@ -71,7 +73,7 @@ def test_only_routers_of_layers_send_gradients_down(make_model: Any, batch: Any,
     model = make_model(2, router_scope=router_scope)
     model(**batch)
     z = model.auxiliary_losses(LoadWindow()).z
-    factors = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
+    factors = [parameter for parameter in model.peft_model.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(z, factors, allow_unused=True)
     assert any(gradient is not None for gradient in found) == (router_scope == "per_layer")
 

@@ -1,0 +1,46 @@
+"""`dylora chat`: one question, one answer on standard output, all else beside it."""
+
+from collections.abc import Callable
+from typing import Any
+
+Run = Callable[..., Any]
+ASK = ("--prompt", "Say blue river in capitals.", "--max-new-tokens", 6)
+
+
+def test_an_answer_is_that_of_the_run(dylora: Run, finished: Any) -> None:
+    sample = finished.result["samples"][1]
+    ask = ("--prompt", sample["after"]["prompt"], "--max-new-tokens", 6)
+    assert dylora("chat", finished.folder, *ask, "--json").json() == sample["after"]
+    plain = dylora("chat", finished.folder, *ask)
+    assert plain.out == sample["after"]["text"] + "\n"
+    assert dylora("chat", finished.folder, *ask, "--base", "--json").json()["text"] == sample["before"]["text"]
+
+
+def test_the_answer_alone_goes_to_standard_output(dylora: Run, finished: Any) -> None:
+    answer = dylora("chat", finished.folder, *ASK, "--json").json()
+    assert set(answer) == {"prompt", "text", "tokens", "stopped", "routing"}
+    assert answer["prompt"] == ASK[1] and answer["tokens"] == 6 and sum(answer["routing"].values()) > 0.999
+    outcome = dylora("chat", finished.folder, *ASK)
+    assert outcome.out == answer["text"] + "\n"
+    best = max(answer["routing"], key=answer["routing"].get)
+    assert f"spoken by {best}" in outcome.err and "cut at --max-new-tokens 6" in outcome.err
+
+
+def test_experts_and_base_answer_for_themselves(dylora: Run, finished: Any) -> None:
+    modes = [[], ["--base"], ["--expert", "expert_0"], ["--expert", "expert_1"], ["--expert", "expert_2"]]
+    answers = [dylora("chat", finished.folder, *ASK, *mode, "--json").json() for mode in modes]
+    assert [answer["routing"] is None for answer in answers] == [False, True, True, True, True]
+    assert len({answer["text"] for answer in answers[1:]}) > 2
+    served = max(answers[0]["routing"], key=answers[0]["routing"].get)
+    assert answers[0]["text"] == answers[2 + int(served[-1])]["text"]
+
+
+def test_a_system_message_goes_before_the_prompt(dylora: Run, finished: Any) -> None:
+    plain = dylora("chat", finished.folder, *ASK, "--base", "--json").json()
+    told = dylora("chat", finished.folder, *ASK, "--base", "--system", "Be brief.", "--json").json()
+    assert told["prompt"] == plain["prompt"] and told["text"] != plain["text"]
+
+
+def test_an_expert_that_is_not_there_is_told(dylora: Run, finished: Any) -> None:
+    outcome = dylora("chat", finished.folder, *ASK, "--expert", "nobody")
+    assert outcome.code == 1 and outcome.out == "" and "no expert 'nobody'" in outcome.err

@@ -1,0 +1,108 @@
+"""`dylora experts`: what there is, and one expert as a plain PEFT adapter that needs none of this package."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.cli.conftest import start_python
+
+from dylora_moe.evaluate.load import load_run
+
+Run = Callable[..., Any]
+STOCK = """
+import json, sys
+class Never:
+    def find_spec(self, name, *rest):
+        assert not name.startswith("dylora_moe"), "stock PEFT must do"
+sys.meta_path.insert(0, Never())
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, adapter = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(2, 14)[None]).logits
+assert not [name for name in sys.modules if name.startswith("dylora_moe")]
+print(json.dumps(logits.tolist()))
+"""
+
+
+def test_the_list_is_of_all_experts(dylora: Run, finished: Any) -> None:
+    experts = dylora("experts", "list", finished.folder, "--json").json()
+    routing = finished.result["after"]["routing"]
+    assert [expert["name"] for expert in experts] == ["expert_0", "expert_1", "expert_2"]
+    assert [expert["load"] for expert in experts] == routing["load"]
+    for place, expert in enumerate(experts):
+        assert (expert["rank"], expert["alpha"], expert["maturity"], expert["frozen"]) == (8, 16, 1.0, False)
+        file = finished.folder / "final" / "experts" / expert["name"] / "adapter_model.safetensors"
+        assert expert["bytes"] == file.stat().st_size
+        shares = [row[place] for row in routing["table"]]
+        if max(shares) > 0:
+            assert expert["serves"].startswith(routing["domains"][shares.index(max(shares))])
+
+
+def test_people_read_a_table(dylora: Run, finished: Any) -> None:
+    outcome = dylora("experts", "list", finished.folder)
+    assert outcome.code == 0 and outcome.err == "" and "serves most" in outcome.out and "expert_2" in outcome.out
+
+
+def test_an_exported_expert_is_the_same_in_stock_peft(
+    dylora: Run, finished: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "mine"
+    told = dylora("experts", "export", finished.folder, "--expert", "expert_1", "--output", output, "--json").json()
+    assert told == {"expert": "expert_1", "output": str(output), "base": str(tiny_base)}
+    assert sorted(path.name for path in output.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == str(tiny_base)
+
+    out, err = start_python(STOCK, told["base"], output).communicate(timeout=120)
+    assert out, err[-2000:]
+    model = load_run(finished.folder, progress=lambda line: None).model
+    ids = torch.arange(2, 14)[None]
+    with torch.no_grad(), model.forced("expert_1"):
+        expected = model(input_ids=ids).logits
+        with model.disabled():
+            alone = model(input_ids=ids).logits
+    torch.testing.assert_close(torch.tensor(json.loads(out)), expected, rtol=1e-5, atol=1e-5)
+    assert float((expected - alone).abs().max()) > 1e-2
+
+
+def test_the_lines_it_shows_are_python(dylora: Run, finished: Any, tiny_base: Path, tmp_path: Path) -> None:
+    outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
+    lines = [line.strip() for line in outcome.out.splitlines() if line.startswith("  ")]
+    assert len(lines) == 4 and str(tiny_base) in outcome.out
+    compile("\n".join(lines), "shown", "exec")
+
+
+def test_nothing_is_overwritten(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path)
+    assert outcome.code == 1 and "must be new or empty" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_expert_that_is_not_there_is_told(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    outcome = dylora("experts", "export", finished.folder, "--expert", "nobody", "--output", tmp_path / "mine")
+    assert outcome.code == 1 and "no expert 'nobody'" in outcome.err and "expert_0, expert_1, expert_2" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expert_comes_out_without_the_base_at_hand(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+    file = copy / "final" / "dylora_moe.json"
+    file.write_text(file.read_text().replace('"base": "', '"base": "/nowhere'))
+    outcome = dylora("experts", "export", copy, "--expert", "expert_0", "--output", tmp_path / "mine")
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions")
+def test_an_export_is_readable_by_others(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o755

@@ -1,0 +1,146 @@
+"""Figures on routing against numbers worked out by hand."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
+from dylora_moe.tuner import Decision, RoutingConfig
+from dylora_moe.tuner.tap import make_decision
+
+
+def decision(
+    probs: list[list[float]],
+    experts: list[list[int]] | None,
+    *,
+    weights: list[list[float]] | None = None,
+    valid: list[bool] | None = None,
+    rows: list[int] | None = None,
+) -> Decision:
+    """A decision of one unit a row of the batch, each chosen expert at weight 1 unless said."""
+    matrix = torch.tensor(probs)
+    made = make_decision(
+        matrix.log(),
+        torch.tensor([True] * len(probs) if valid is None else valid),
+        torch.tensor(list(range(len(probs))) if rows is None else rows),
+        None,
+        RoutingConfig(granularity="token"),
+        dense=experts is None,
+    )
+    return replace(
+        made,
+        probs=matrix,
+        experts=None if experts is None else torch.tensor(experts),
+        weights=torch.ones(len(probs), 1) if weights is None else torch.tensor(weights),
+    )
+
+
+def sure(experts: list[int], num_experts: int, **others: Any) -> Decision:
+    """Each unit certain of one expert."""
+    probs = torch.eye(num_experts)[experts].tolist()
+    return decision(probs, [[expert] for expert in experts], **others)
+
+
+def report(decisions: list[Decision], domain_of_row: list[int], num_experts: int, num_domains: int) -> RoutingReport:
+    meter = RoutingMeter([f"e{i}" for i in range(num_experts)], [f"d{i}" for i in range(num_domains)])
+    meter.add(decisions, torch.tensor(domain_of_row))
+    found = meter.report()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_expert_for_each_domain_is_all_the_information_there_is(count: int) -> None:
+    found = report([sure(list(range(count)), count)], list(range(count)), count, count)
+    assert found.mutual_information == pytest.approx(math.log2(count))
+    assert found.load_entropy == pytest.approx(1) and found.effective_experts == pytest.approx(count)
+    assert found.max_violation == pytest.approx(0) and found.dead == ()
+    assert found.decision_entropy == pytest.approx(0, abs=1e-6)
+    assert found.table == tuple(tuple(row) for row in torch.eye(count).tolist())
+
+
+def test_experts_that_ignore_domains_tell_nothing() -> None:
+    found = report([sure([0, 1, 0, 1], 2)], [0, 0, 1, 1], 2, 2)
+    assert found.mutual_information == pytest.approx(0, abs=1e-9)
+    assert found.table == ((0.5, 0.5), (0.5, 0.5))
+
+
+def test_a_collapsed_router() -> None:
+    found = report([sure([0, 0, 0], 4)], [0, 1, 1], 4, 2)
+    assert found.load == (1, 0, 0, 0) and found.dead == ("e1", "e2", "e3")
+    assert found.load_entropy == pytest.approx(0, abs=1e-9) and found.effective_experts == pytest.approx(1)
+    assert found.max_violation == pytest.approx(3) and found.mutual_information == pytest.approx(0, abs=1e-9)
+
+
+def test_weights_of_several_experts_by_hand() -> None:
+    probs = [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.125, 0.125, 0.75]]
+    made = decision(probs, [[0, 1], [1, 0], [2, 0]], weights=[[0.75, 0.25], [0.5, 0.5], [1.0, 0.0]])
+    found = report([made], [0, 0, 1], 3, 2)
+    # Domain 0: (0.75 + 0.5, 0.25 + 0.5, 0) of 2 units; domain 1: all on the last expert.
+    assert [round(share, 6) for row in found.table for share in row] == [0.625, 0.375, 0, 0, 0, 1]
+    assert found.load == pytest.approx((1.25 / 3, 0.75 / 3, 1 / 3))
+    entropy = -sum(share * math.log(share) for share in (1.25 / 3, 0.75 / 3, 1 / 3))
+    assert found.load_entropy == pytest.approx(entropy / math.log(3))
+    assert found.effective_experts == pytest.approx(math.exp(entropy))
+    assert found.max_violation == pytest.approx(1.25 - 1)
+    assert found.mutual_information == pytest.approx(math.log2(3) - 2 / 3)  # H(domain): the expert gives it away
+    first, last = 1.5 * math.log(2), -(0.25 * math.log(0.125) + 0.75 * math.log(0.75))
+    assert found.decision_entropy == pytest.approx((2 * first + last) / 3 / math.log(3))
+    assert found.units == 3
+
+
+def test_padding_is_left_out() -> None:
+    made = sure([0, 1, 1, 1], 2, valid=[True, True, False, False])
+    found = report([made], [0, 1, 0, 1], 2, 2)
+    assert found.units == 2 and found.load == (0.5, 0.5) and found.table == ((1, 0), (0, 1))
+    unsure = decision([[1.0, 0.0], [0.5, 0.5]], [[0], [1]], valid=[True, False])
+    assert report([unsure], [0, 0], 2, 1).decision_entropy == pytest.approx(0, abs=1e-6)
+
+
+def test_units_find_their_domain_through_their_row() -> None:
+    made = sure([0, 0, 1], 2, rows=[1, 1, 0])
+    assert report([made], [0, 1], 2, 2).table == ((0, 1), (1, 0))
+
+
+def test_dense_collaboration_counts_by_weight() -> None:
+    made = decision([[0.5, 0.5]], None, weights=[[0.25, 0.75]])
+    assert report([made], [0], 2, 1).load == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(("served", "dead"), [(4, ("e1",)), (6, ())])
+def test_an_expert_is_dead_below_a_hundredth_of_its_share(served: int, dead: tuple[str, ...]) -> None:
+    # The even share of two experts is 1/2, so the line is at 0.005: 4 or 6 of 1000 units.
+    made = sure([0] * (1000 - served) + [1] * served, 2)
+    assert report([made], [0] * 1000, 2, 1).dead == dead
+
+
+def test_passes_and_routers_add_up_until_cleared() -> None:
+    meter = RoutingMeter(["a", "b"], ["d"])
+    assert meter.report() is None
+    where = torch.tensor([0])
+    meter.add([], where)
+    assert meter.report() is None
+    meter.add([sure([0], 2), sure([1], 2)], where)
+    meter.add([sure([1], 2), sure([1], 2)], where)
+    found = meter.report()
+    assert found is not None and found.units == 4 and found.load == (0.25, 0.75)
+    assert (found.experts, found.domains) == (("a", "b"), ("d",))
+    meter.clear()
+    assert meter.report() is None
+
+
+def test_a_domain_without_a_unit_has_an_empty_row() -> None:
+    found = report([sure([0], 2)], [0], 2, 2)
+    assert found.table == ((1, 0), (0, 0)) and found.mutual_information == pytest.approx(0, abs=1e-9)
+
+
+def test_nothing_learns_from_being_measured() -> None:
+    logits: Tensor = torch.zeros(2, 2, requires_grad=True)
+    made = replace(decision([[0.5, 0.5]] * 2, [[0], [1]]), probs=logits.softmax(-1))
+    meter = RoutingMeter(["a", "b"], ["d"])
+    meter.add([made], torch.tensor([0, 0]))
+    assert isinstance(meter._entropy, Tensor) and not meter._entropy.requires_grad
