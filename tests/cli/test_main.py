@@ -77,8 +77,7 @@ def test_a_wrong_command_line_exits_2(dylora: Callable[..., Any], arguments: lis
 
 @pytest.mark.parametrize(
     "arguments",
-    [["evaluate", "{}"], ["chat", "{}", "--prompt", "x"], ["experts", "list", "{}"], ["train", "{}/none.yaml"]]
-    + [["experts", "export", "{}", "--expert", "a", "--output", "{}/new"]],
+    [["evaluate", "{}"], ["chat", "{}", "--prompt", "x"], ["experts", "list", "{}"], ["train", "{}/none.yaml"], ["experts", "export", "{}", "--expert", "a", "--output", "{}/new"]],
     ids=lambda arguments: arguments[0],
 )
 def test_an_explained_error_exits_1_with_one_message(
