@@ -55,13 +55,23 @@ def start_python(code: str, *arguments: object, **options: Any) -> subprocess.Po
     )
 
 
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[str, str]:
+    """What a process writes until its end; one that does not end is killed."""
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"no end after {timeout_s:.0f} s; standard output {out[-1000:]!r}, standard error {err[-3000:]!r}")
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
     """(*arguments) -> the outcome of `dylora` with them, as a process of its own."""
 
     def run(*arguments: object) -> Outcome:
         process = start_python("from dylora_moe.cli.main import main; main()", *arguments)
-        out, err = process.communicate(timeout=120)
+        out, err = finish(process)
         return Outcome(code=process.returncode, out=out, err=err)
 
     return run

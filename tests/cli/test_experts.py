@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import start_python
+from tests.cli.conftest import finish, start_python
 
 from dylora_moe.evaluate.load import load_run
 
@@ -61,7 +61,7 @@ def test_an_exported_expert_is_the_same_in_stock_peft(
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == str(tiny_base)
 
-    out, err = start_python(STOCK, told["base"], output).communicate(timeout=120)
+    out, err = finish(start_python(STOCK, told["base"], output))
     assert out, err[-2000:]
     model = load_run(finished.folder, progress=lambda line: None).model
     ids = torch.arange(2, 14)[None]

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from tests.cli.conftest import start_python
+from tests.cli.conftest import finish, start_python
 
 VERBS = ("train", "evaluate", "chat", "experts")
 HELP = """
@@ -24,7 +24,7 @@ except SystemExit as exit:
 def test_help_answers_at_once_and_imports_nothing_heavy(
     arguments: list[str], record_property: Callable[[str, object], None]
 ) -> None:
-    out, err = start_python(HELP, *arguments).communicate(timeout=60)
+    out, err = finish(start_python(HELP, *arguments))
     code, seconds, heavy = ast.literal_eval(err.strip())
     record_property("cpu_seconds", seconds)
     print(f"dylora {' '.join(arguments)}: {seconds:.2f} s of CPU time")
@@ -75,10 +75,19 @@ def test_a_wrong_command_line_exits_2(dylora: Callable[..., Any], arguments: lis
     assert outcome.code == 2 and outcome.out == "" and "Error: " in outcome.err
 
 
+_EXPORT = ["experts", "export", "{}", "--expert", "a", "--output", "{}/new"]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["evaluate", "{}"], ["chat", "{}", "--prompt", "x"], ["experts", "list", "{}"], ["train", "{}/none.yaml"], ["experts", "export", "{}", "--expert", "a", "--output", "{}/new"]],
-    ids=lambda arguments: arguments[0],
+    [["evaluate", "{}"], ["chat", "{}", "--prompt", "x"], ["experts", "list", "{}"], ["train", "{}/none.yaml"], _EXPORT],
+        ["evaluate", "{}"],
+        ["chat", "{}", "--prompt", "x"],
+        ["experts", "list", "{}"],
+        ["experts", "export", "{}", "--expert", "a", "--output", "{}/new"],
+        ["train", "{}/none.yaml"],
+    ],
+    ids=" ".join,
 )
 def test_an_explained_error_exits_1_with_one_message(
     dylora: Callable[..., Any], tmp_path: Any, arguments: list[str]
