@@ -99,6 +99,18 @@ def test_two_experts_share_by_their_renormalised_probabilities() -> None:
     torch.testing.assert_close(weights, torch.tensor([[3.0, 2.0]]).softmax(-1))
 
 
+def test_an_expert_never_chosen_changes_no_bit_of_the_weights() -> None:
+    """A softmax over more experts rounds otherwise, even where the new probability is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for size in range(2, 17):
+        logits = torch.randn(200, size, generator=generator)
+        more = torch.cat([logits, torch.full((200, 1), -200.0)], 1)
+        for top_k in (1, 2):
+            experts, weights = sparse_gates(logits, logits.softmax(-1), top_k)
+            now, then = sparse_gates(more, more.softmax(-1), top_k)
+            assert torch.equal(now, experts) and torch.equal(then, weights), (size, top_k)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_dense_gates_soften_with_temperature(temperature: float) -> None:
     logits = torch.tensor([[1.0, 3.0]])
