@@ -55,7 +55,7 @@ def start_python(code: str, *arguments: object, **options: Any) -> subprocess.Po
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[str, str]:
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[str, str]:
     """What a process writes until its end; one that does not end is killed."""
     try:
         return process.communicate(timeout=timeout_s)

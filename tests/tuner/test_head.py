@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from dylora_moe.errors import TunerError
@@ -14,20 +15,31 @@ from dylora_moe.tuner.head import read_head
 
 def full_loss(lm: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     """The loss of each labelled token from all logits, as transformers makes them."""
-    logits = lm.lm_head(hidden)
+    logits = lm.lm_head(hidden) * getattr(lm.config, "logit_scale", 1.0) / getattr(lm.config, "logits_scaling", 1.0)
     if cap := getattr(lm.config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none")
     return losses[labels[:, 1:].flatten() != -100]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi", "gemma3"])
+def scaled(architecture: str) -> Any:
+    """A tiny model that multiplies or divides its logits."""
+    changes = {"Granite": {"logits_scaling": 4.0}, "Cohere": {"logit_scale": 0.25}}[architecture]
+    common = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0}
+    config = getattr(transformers, f"{architecture}Config")(**common | heads | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi", "gemma3", "Granite", "Cohere"])
 @pytest.mark.parametrize("chunk_rows", [1000, 4])
 def test_loss_and_gradient_equal_those_of_all_logits(
     make_base: Any, batch: Any, assert_near: Any, monkeypatch: Any, architecture: str, chunk_rows: int
 ) -> None:
     monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", chunk_rows * 99)
-    lm = make_base(architecture).requires_grad_(False)
+    lm = (make_base(architecture) if architecture.islower() else scaled(architecture)).requires_grad_(False)
     hidden = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
     weight = torch.rand(int((batch["labels"][:, 1:] != -100).sum()), generator=torch.Generator().manual_seed(2))
     expected = full_loss(lm, hidden, batch["labels"])
@@ -73,3 +85,45 @@ def test_a_model_that_changes_its_logits_otherwise_is_refused(make_base: Any) ->
     lm.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
     with pytest.raises(TunerError, match="changes its logits"):
         read_head(lm)
+
+
+def test_what_happens_to_the_logits_after_the_head_is_not_guessed(make_base: Any) -> None:
+    lm = make_base()
+
+    def change(module: Any, args: Any, output: Any) -> Any:
+        output.logits = output.logits + torch.linspace(0, 1, 99)
+        return output
+
+    lm.register_forward_hook(change)
+    with pytest.raises(TunerError, match="LlamaForCausalLM changes its logits"):
+        read_head(lm)
+
+
+def test_a_model_without_an_output_layer_is_refused(make_base: Any) -> None:
+    with pytest.raises(TunerError, match="LlamaModel has none"):
+        read_head(make_base().get_decoder())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reading_the_head_leaves_the_mode(make_base: Any, training: bool) -> None:
+    lm = make_base().train(training)
+    read_head(lm)
+    assert all(module.training is training for module in lm.modules())
+
+
+def test_one_label_is_the_token_after_one_position(make_base: Any) -> None:
+    lm = make_base()
+    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    labels = torch.full((2, 5), -100)
+    labels[1, 3] = 7
+    (loss,) = read_head(lm).nll(hidden, labels)
+    torch.testing.assert_close(loss, -lm.lm_head(hidden)[1, 2].log_softmax(-1)[7])
+    loss.backward()
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum(-1).nonzero().tolist() == [[1, 2]]
+
+
+def test_the_label_of_the_first_token_is_not_predicted(make_base: Any) -> None:
+    labels = torch.full((1, 4), -100)
+    labels[0, 0] = 7
+    assert read_head(make_base()).nll(torch.randn(1, 4, 32), labels).shape == (0,)

@@ -51,24 +51,26 @@ def list_experts(run: Path, as_json: bool) -> None:
 def export(run: Path, expert: str, output: Path, as_json: bool) -> None:
     """Write one expert of RUN as a plain PEFT LoRA adapter."""
     quiet_libraries()
-    from dylora_moe.bases import resolve_base
+    from dylora_moe.bases import EMBEDDED, resolve_base
     from dylora_moe.tuner.exchange import copy_expert
 
     description = _description(run)
     copy_expert(run / FINAL, expert, output)
     console = consoles(as_json)
-    base = resolve_base(description["base"], progress=lambda line: None)
+    base = description["base"]
+    if base in EMBEDDED:  # a name that only we know: show the folder it was converted into
+        base = str(resolve_base(base, progress=lambda line: None).path_or_id)
     console.print(f"Wrote {expert} to {output}. Load it in any program that reads PEFT adapters:", highlight=False)
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
-        f'base = AutoModelForCausalLM.from_pretrained("{base.path_or_id}")',
+        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
         f'model = PeftModel.from_pretrained(base, "{output}")',
     ]
     for line in lines:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        click.echo(json.dumps({"expert": expert, "output": str(output), "base": str(base.path_or_id)}))
+        click.echo(json.dumps({"expert": expert, "output": str(output), "base": base}))
 
 
 def _description(run: Path) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     default = "" if field.default is None else f" Default: {_shown(field.default)}."
     text = f"{field.description}{default}"
     if kind is bool:
-        flag = "/".join([spellings[0], f"--no-{hyphened}"])
-        return click.Option([flag, *spellings[1:], name], is_flag=True, default=None, help=text)
+        # A declaration without its first half adds a spelling of "off"; two halves would repeat one of "on".
+        off = [f" /--no-{hyphened}", f" /--no_{name}"]
+        return click.Option([*spellings, *off, name], is_flag=True, default=None, help=text)
     if name in ("datasets", "target_modules"):
         return click.Option([*spellings, name], default=None, help=text, callback=_as_list(name), metavar="A,B,...")
     if get_origin(kind) is Literal:

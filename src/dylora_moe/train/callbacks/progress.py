@@ -49,6 +49,7 @@ class ShowProgress(TrainerCallback):
                 f"step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  "
                 f"lr {logs['learning_rate']:.2e}  {speed}{router}",
                 highlight=False,
+                markup=False,
             )
         elif "eval_loss" in logs:
             losses = "  ".join(
@@ -56,7 +57,7 @@ class ShowProgress(TrainerCallback):
                 for key, value in logs.items()
                 if key.startswith("eval_") and key != "eval_loss"
             )
-            self.console.print(f"step {state.global_step:>5}  validation loss: {losses}", highlight=False)
+            self.console.print(f"step {state.global_step:>5}  validation loss: {losses}", highlight=False, markup=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
