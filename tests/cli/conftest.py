@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.tiny import lean_process, settings, tiny_base, tiny_rows, tiny_settings
+from filelock import FileLock
+from tests.tiny import lean_process, settings, tiny_base, tiny_rows, tiny_settings, write_base, write_rows
 
 import dylora_moe
 from dylora_moe.cli.main import main
@@ -41,6 +42,7 @@ class FinishedRun:
     """A finished run, not to be changed; the arguments that trained it, and how the command ended."""
 
     folder: Path
+    base: Path
     arguments: tuple[str, ...]
     outcome: Outcome
     result: dict[str, Any]
@@ -93,24 +95,24 @@ def dylora(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    command: Callable[..., Outcome],
-    tiny_base: Path,
-    tiny_rows: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> FinishedRun:
-    """Trained by a recipe with two flags on top, with --json."""
-    folder = tmp_path_factory.mktemp("cli")
-    values = settings(tiny_base, tiny_rows, folder / "runs")
-    del values["run_name"]
-    recipe = folder / "three-domains.yaml"
-    recipe.write_text(yaml.safe_dump(values))
+def finished(command: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Trained by a recipe with two flags on top, with --json; once for all workers of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    folder.mkdir(exist_ok=True)
+    recipe, record = folder / "three-domains.yaml", folder / "outcome.json"
     arguments = ("train", str(recipe), "--max_steps", "5", "--lora-alpha", "16")
-    outcome = command(*arguments, "--json")
+    with FileLock(folder / ".lock"):
+        if not record.is_file():
+            values = settings(write_base(folder / "base"), write_rows(folder), folder / "runs")
+            del values["run_name"]
+            recipe.write_text(yaml.safe_dump(values))
+            record.write_text(json.dumps(asdict(command(*arguments, "--json"))))
+    outcome = Outcome(**json.loads(record.read_text()))
     assert outcome.code == 0, outcome.err
     run_dir = folder / "runs" / "three-domains"
     result = json.loads((run_dir / "result.json").read_text())
-    return FinishedRun(folder=run_dir, arguments=arguments, outcome=outcome, result=result)
+    return FinishedRun(folder=run_dir, base=folder / "base", arguments=arguments, outcome=outcome, result=result)
 
 
 @pytest.fixture

@@ -51,15 +51,13 @@ def test_people_read_a_table(dylora: Run, finished: Any) -> None:
     assert outcome.code == 0 and outcome.err == "" and "serves most" in outcome.out and "expert_2" in outcome.out
 
 
-def test_an_exported_expert_is_the_same_in_stock_peft(
-    dylora: Run, finished: Any, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_an_exported_expert_is_the_same_in_stock_peft(dylora: Run, finished: Any, tmp_path: Path) -> None:
     output = tmp_path / "mine"
     told = dylora("experts", "export", finished.folder, "--expert", "expert_1", "--output", output, "--json").json()
-    assert told == {"expert": "expert_1", "output": str(output), "base": str(tiny_base)}
+    assert told == {"expert": "expert_1", "output": str(output), "base": str(finished.base)}
     assert sorted(path.name for path in output.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((output / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == str(tiny_base)
+    assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == str(finished.base)
 
     out, err = finish(start_python(STOCK, told["base"], output))
     assert out, err[-2000:]
@@ -73,10 +71,10 @@ def test_an_exported_expert_is_the_same_in_stock_peft(
     assert float((expected - alone).abs().max()) > 1e-2
 
 
-def test_the_lines_it_shows_are_python(dylora: Run, finished: Any, tiny_base: Path, tmp_path: Path) -> None:
+def test_the_lines_it_shows_are_python(dylora: Run, finished: Any, tmp_path: Path) -> None:
     outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
     lines = [line.strip() for line in outcome.out.splitlines() if line.startswith("  ")]
-    assert len(lines) == 4 and str(tiny_base) in outcome.out
+    assert len(lines) == 4 and str(finished.base) in outcome.out
     compile("\n".join(lines), "shown", "exec")
 
 
