@@ -1,6 +1,10 @@
 """Tables that several verbs print."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +17,19 @@ def consoles(as_json: bool) -> Console:
     return Console(stderr=as_json, soft_wrap=False)
 
 
+def command_name() -> str:
+    """What to type to run this program again: `dylora`, or its path where that finds none or another one."""
+    own = Path(sys.argv[0])
+    found = shutil.which("dylora")
+    if own.stem != "dylora" or not own.is_file() or (found and os.path.samefile(found, own)):
+        return "dylora"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) or not own.is_absolute() else str(own)
+
+
 def show_data(console: Console, summary: Any) -> None:
     """Rows and tokens of each domain, from a data summary record."""
-    table = Table(title="Data", title_justify="left")
-    for column in ("domain", "licence", "train rows", "validation rows", "tokens", "labelled", "longest"):
+    table = Table(title="Data (rows to train and to validate on, training tokens)", title_justify="left")
+    for column in ("domain", "licence", "train", "validate", "tokens", "labelled", "longest"):
         table.add_column(column, justify="left" if column in ("domain", "licence") else "right")
     for domain in summary.domains:
         share = domain.num_train_label_tokens / max(domain.num_train_tokens, 1)
@@ -84,7 +97,7 @@ def show_routing(console: Console, routing: Mapping[str, Any] | None) -> None:
     """Which domain goes to which expert, darker for more; and the figures that warn of collapse."""
     if routing is None:
         return
-    table = Table(title="Which expert serves which domain (share of routing weight)", title_justify="left")
+    table = Table(title="Which expert serves which domain", caption="share of routing weight", title_justify="left")
     table.add_column("domain")
     for name in routing["experts"]:
         table.add_column(name, justify="right")

@@ -1,13 +1,22 @@
 """`dylora train RECIPE [--setting value ...]`"""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dylora_moe.cli.settings import given_settings, setting_options
-from dylora_moe.cli.show import consoles, show_data, show_losses, show_parameters, show_routing, show_samples
+from dylora_moe.cli.show import (
+    command_name,
+    consoles,
+    show_data,
+    show_losses,
+    show_parameters,
+    show_routing,
+    show_samples,
+)
 from dylora_moe.config import load_recipe, make_config
 
 
@@ -48,13 +57,13 @@ def _train(ctx: click.Context, recipe: Path | None, as_json: bool, **settings: A
 
 def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
     prompt = result["samples"][0]["after"]["prompt"] if result["samples"] else "Write a function that adds two numbers."
-    prompt = prompt.replace('"', "'").splitlines()[0][:80]
+    program, run = command_name(), shlex.quote(str(run_dir))
     console.print("Next:", style="bold")
     for line in (
-        f'dylora chat {run_dir} --prompt "{prompt}"',
-        f"dylora evaluate {run_dir}",
-        f"dylora experts list {run_dir}",
-        f"dylora experts export {run_dir} --expert expert_0 --output my_expert",
+        f"{program} chat {run} --prompt {shlex.quote(prompt.splitlines()[0])}",
+        f"{program} evaluate {run}",
+        f"{program} experts list {run}",
+        f"{program} experts export {run} --expert expert_0 --output my_expert",
     ):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 

@@ -20,6 +20,7 @@ class PackedFactor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._starts: tuple[int, ...] = ()
+        self._addresses: list[int] = []
         self._storage: Tensor | None = None
 
     @property
@@ -43,10 +44,12 @@ class PackedFactor(nn.Module):
         self._starts = tuple(start for start, _ in bounds)
         for start, stop in bounds:
             self.register_parameter(f"run_{start}", _run(old.get(start), storage[start:stop]))
+        self._addresses = [part.data_ptr() for part in storage]
 
     def clear(self) -> None:
         """Back to separate weights."""
         self._forget_runs()
+        self._addresses = []
         self._storage = None
 
     def _forget_runs(self) -> None:
@@ -61,12 +64,8 @@ class PackedFactor(nn.Module):
 
     def holds(self, weights: Sequence[Tensor]) -> bool:
         """False when something (a cast, loaded weights) gave the weights other memory than the packed one."""
-        storage = self._storage
-        if storage is None or len(weights) != storage.shape[0]:
-            return False
-        start, step = storage.data_ptr(), storage.stride(0) * storage.element_size()
-        placed = [*enumerate(weights), *zip(self._starts, self.runs, strict=True)]
-        return all(w.data_ptr() == start + i * step and w.dtype == storage.dtype for i, w in placed)
+        runs = [self._addresses[start] for start in self._starts]
+        return [w.data_ptr() for w in weights] == self._addresses and [w.data_ptr() for w in self.runs] == runs
 
     def trains(self, index: int) -> bool:
         """Whether an expert lies in a run that takes gradients."""
@@ -78,6 +77,8 @@ class PackedFactor(nn.Module):
     def forward(self) -> Tensor:
         """The factor of all experts, such that gradients reach the runs."""
         assert self._storage is not None
+        if len(self.runs) == 1 and self.runs[0].shape == self._storage.shape:
+            return self.runs[0]
         return kernels.packed(self._storage, self._starts, self.runs)
 
 
