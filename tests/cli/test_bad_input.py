@@ -71,6 +71,10 @@ def test_a_data_set_that_does_not_exist(refused: Run) -> None:
     assert "'flaks'" in text and "Did you mean 'flask'?" in text
 
 
+def test_a_typo_in_the_data_is_told_before_the_base_is_fetched(refused: Run) -> None:
+    assert "'flaks'" in refused(datasets=["flaks"], base_model="/nowhere")
+
+
 def test_rows_longer_than_allowed(refused: Run) -> None:
     text = refused(max_length=30)
     assert "max_length=30" in text and "overlong: drop" in text

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,23 @@ def test_an_expert_that_is_not_there_is_told(dylora: Run, finished: Any, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_without_the_base_at_hand_is_done_or_not_begun(dylora: Run, finished: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["/nowhere", "pypi:smollm2"])
+def test_an_export_needs_no_base(
+    dylora: Run, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    """Not even the package index, for an embedded one that this machine has never converted."""
+    monkeypatch.setenv("DYLORA_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
     file = copy / "final" / "dylora_moe.json"
-    file.write_text(file.read_text().replace('"base": "', '"base": "/nowhere'))
-    outcome = dylora("experts", "export", copy, "--expert", "expert_0", "--output", tmp_path / "mine")
-    assert (tmp_path / "mine" / "adapter_config.json").is_file() is (outcome.code == 0)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base": base}))
+    outcome = dylora("experts", "export", copy, "--expert", "expert_0", "--output", tmp_path / "mine", "--json")
+    assert outcome.json()["base"] == base and not (tmp_path / "empty").exists()
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions")
-def test_an_export_is_readable_by_others(dylora: Run, finished: Any, tmp_path: Path) -> None:
-    dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
-    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o755
+def test_a_file_in_the_place_of_the_output_is_left_alone(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
+    assert outcome.code == 1 and "must be new or empty" in outcome.err
+    assert (tmp_path / "mine").read_text() == "mine"

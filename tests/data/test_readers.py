@@ -46,6 +46,14 @@ def test_rows_and_their_places(tmp_path, name, data, place):
     assert stem_of(file) == "rows"
 
 
+def test_a_link_is_named_as_itself(tmp_path):
+    """As in a hub's cache, where `test.jsonl` links to a file named by its hash."""
+    blob = write(tmp_path / "0abcdef", LINES)
+    link = tmp_path / "test.jsonl"
+    link.symlink_to(blob)
+    assert stem_of(link) == "test" and len(list(read_rows(link))) == len(ROWS)
+
+
 def test_parquet_rows_over_several_batches(tmp_path):
     rows = [{"prompt": str(n), "test_list": ["x"]} for n in range(2500)]
     read = list(read_rows(parquet(tmp_path / "rows.parquet", rows)))

@@ -80,6 +80,16 @@ def test_bfloat16_heads_lose_in_float32(make_base: Any, batch: Any) -> None:
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
 
 
+def test_float32_states_of_a_16_bit_base(make_base: Any, batch: Any) -> None:
+    """Mixed precision hands such out."""
+    lm = make_base().bfloat16()
+    hidden = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    found = read_head(lm).nll(hidden, batch["labels"])
+    torch.testing.assert_close(found, full_loss(lm, hidden.bfloat16(), batch["labels"]))
+    found.mean().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.float32 and hidden.grad.any()
+
+
 def test_a_model_that_changes_its_logits_otherwise_is_refused(make_base: Any) -> None:
     lm = make_base()
     lm.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)

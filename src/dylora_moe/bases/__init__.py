@@ -2,7 +2,7 @@
 
 from dylora_moe.bases.embedded import EMBEDDED, EmbeddedBase, WheelPart
 from dylora_moe.bases.load import LoadedBase, load_base, load_tokenizer
-from dylora_moe.bases.resolve import ResolvedBase, resolve_base
+from dylora_moe.bases.resolve import ResolvedBase, converted_folder, resolve_base
 
 __all__ = [
     "EMBEDDED",
@@ -10,6 +10,7 @@ __all__ = [
     "LoadedBase",
     "ResolvedBase",
     "WheelPart",
+    "converted_folder",
     "load_base",
     "load_tokenizer",
     "resolve_base",

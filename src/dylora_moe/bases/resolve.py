@@ -11,7 +11,7 @@ from dylora_moe.bases.convert import build_folder
 from dylora_moe.bases.embedded import EMBEDDED, EmbeddedBase
 from dylora_moe.bases.folder import check_folder, fingerprint, licence_of
 from dylora_moe.bases.hub import fetch_snapshot
-from dylora_moe.bases.store import bases_folder, materialise
+from dylora_moe.bases.store import bases_folder, is_complete, materialise
 from dylora_moe.errors import BaseModelError
 
 log_progress = logging.getLogger("dylora_moe.bases").info
@@ -88,6 +88,17 @@ def _resolve(
     return resolved
 
 
+def converted_folder(name: str) -> Path | None:
+    """Where an embedded base was converted into, or None where it was not, or not on this machine."""
+    entry = _embedded(name)
+    folder = bases_folder(None, os.environ) / entry.folder_name
+    return folder if is_complete(folder, _identity(entry)) else None
+
+
+def _identity(entry: EmbeddedBase) -> str:
+    return f"{entry.key} {entry.gguf_sha256}"
+
+
 def _resolve_embedded(entry: EmbeddedBase, cache_dir: Path | None, progress: Callable[[str], None]) -> ResolvedBase:
     licence = f"{entry.licence}. {entry.licence_note}"
 
@@ -99,7 +110,7 @@ def _resolve_embedded(entry: EmbeddedBase, cache_dir: Path | None, progress: Cal
     folder = materialise(
         bases_folder(cache_dir, os.environ) / entry.folder_name,
         build,
-        identity=f"{entry.key} {entry.gguf_sha256}",
+        identity=_identity(entry),
         need_bytes=entry.disk_bytes,
         progress=progress,
     )

@@ -51,7 +51,7 @@ def list_experts(run: Path, as_json: bool) -> None:
 def export(run: Path, expert: str, output: Path, as_json: bool) -> None:
     """Write one expert of RUN as a plain PEFT LoRA adapter."""
     quiet_libraries()
-    from dylora_moe.bases import EMBEDDED, resolve_base
+    from dylora_moe.bases import EMBEDDED, converted_folder
     from dylora_moe.tuner.exchange import copy_expert
 
     description = _description(run)
@@ -59,8 +59,10 @@ def export(run: Path, expert: str, output: Path, as_json: bool) -> None:
     console = consoles(as_json)
     base = description["base"]
     if base in EMBEDDED:  # a name that only we know: show the folder it was converted into
-        base = str(resolve_base(base, progress=lambda line: None).path_or_id)
+        base = str(converted_folder(base) or base)
     console.print(f"Wrote {expert} to {output}. Load it in any program that reads PEFT adapters:", highlight=False)
+    if base in EMBEDDED:
+        console.print(f"(with the folder of {base}, once a run or a chat has converted it here)", highlight=False)
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from json import JSONDecodeError
@@ -22,7 +23,7 @@ def suffix_of(path: Path) -> str | None:
 
 def stem_of(path: Path) -> str:
     """A file's name without its suffix, or a folder's name."""
-    name = path.resolve().name
+    name = Path(os.path.abspath(path)).name  # of a link its own: a hub's cache links to files named by their hash
     return name[: -len(suffix)] or name if (suffix := suffix_of(path)) else name
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.bases import load_base
@@ -59,6 +60,8 @@ def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
         progress=progress,
     )
     model = load_model(base.model, run / FINAL)
+    if torch.cuda.is_available() and not config.load_in_4bit:  # a base in 4 bit is loaded where it stays
+        model.to("cuda")
     tokenizer = base.tokenizer
     tokenizer.chat_template = (run / FINAL / "chat_template.jinja").read_text(encoding="utf-8")
     return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer)

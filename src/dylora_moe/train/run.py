@@ -13,6 +13,7 @@ from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import DataBundle, build_data
+from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.load import read_config
@@ -87,6 +88,8 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     """Base, data and model, each shown and checked; nothing is written yet."""
+    for dataset in config.datasets:  # a typo costs no download
+        check_path(parse_dataset_spec(dataset))
     dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
     base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
     data = build_run_data(config, base)
@@ -158,7 +161,7 @@ def build_trainer(session: Session, progress: ShowProgress) -> RoutedTrainer:
 
 
 def _training_arguments(config: RunConfig) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.run_dir),
         run_name=config.run_name,
         seed=config.seed,
@@ -174,6 +177,7 @@ def _training_arguments(config: RunConfig) -> TrainingArguments:
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         fp16=config.fp16,
+        use_cpu=not torch.cuda.is_available(),  # Apple's device lacks float64 and grouped_mm
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.logging_steps,
         eval_strategy="steps" if config.eval_steps else "no",
@@ -185,6 +189,9 @@ def _training_arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,
     )
+    # One GPU for one process: the threads of nn.DataParallel would share the routing of one model.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def calibrate_router(session: Session) -> None:

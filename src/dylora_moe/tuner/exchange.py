@@ -54,7 +54,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         TunerError: `folder` exists and is not empty; nothing is ever overwritten.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TunerError(f"the folder to write must be new or empty, {folder} is not. Choose another.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -42,7 +42,9 @@ class Head:
         """
         targets = labels[:, 1:]
         wanted = targets != IGNORED
-        return _FrozenHeadLoss.apply(hidden[:, :-1][wanted], targets[wanted], self)  # type: ignore[return-value]
+        # Mixed precision hands out float32 states of a 16-bit base.
+        rows = hidden[:, :-1][wanted].to(self.weight.dtype)
+        return _FrozenHeadLoss.apply(rows, targets[wanted], self)  # type: ignore[return-value]
 
     def logits(self, hidden: Float[Tensor, "rows features"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits in float32, as the model itself makes them."""
