@@ -30,7 +30,7 @@ def pairs(numbers):
 
 
 def mbpp_rows(ids):
-    return [{"text": f"task {n}", "code": f"x = {n}", "task_id": n} for n in ids]
+    return [{"text": f"task {n}", "code": f"x = {n}", "task_id": n, "test_list": ["assert x"]} for n in ids]
 
 
 def load(value, seed=0):
@@ -136,6 +136,12 @@ def test_mbpp_keeps_the_official_split(tmp_path, named):
 def test_a_file_of_test_rows_alone_is_not_trained_on(tmp_path):
     with pytest.raises(DataError, match="at least one training row"):
         load(str(lines(tmp_path / "m.jsonl", mbpp_rows([11, 12]))))
+
+
+def test_own_rows_with_a_task_id_are_all_trained_on(tmp_path):
+    rows = [{"prompt": f"own {n}", "code": "x = 1", "task_id": n} for n in range(1, 601)]
+    loaded = load(str(lines(tmp_path / "own.jsonl", rows)))
+    assert len(loaded.examples) == 600 and loaded.validation is None and loaded.test is None
 
 
 def test_a_folder_keeps_its_splits_apart(tmp_path):
