@@ -125,6 +125,8 @@ class Contender:
 
     name: str
     style: str
+    granularity: Granularity | None
+    """None where nothing is routed."""
     experts: int
     top_k: int
     rank: int
@@ -227,7 +229,7 @@ class Workshop:
         experts: int,
         *,
         top_k: int = 1,
-        granularity: Granularity = "token",
+        granularity: Granularity,
         execution: Execution = "auto",
     ) -> Contender:
         """Our mixture, router and balance loss included."""
@@ -243,8 +245,11 @@ class Workshop:
             loss = forward()
             return loss + BALANCE_COEFFICIENT * model.auxiliary_losses(LoadWindow()).balance
 
-        name = f"DyLoRA-MoE, N={experts}" + (f", top {top_k}" if top_k > 1 else "")
-        return self._finish(model, [run], name=name, style="ours", experts=experts, top_k=top_k)
+        kind = "" if experts == 1 else f", {granularity}"
+        name = f"DyLoRA-MoE, N={experts}{kind}" + (f", top {top_k}" if top_k > 1 else "")
+        return self._finish(
+            model, [run], name=name, style="ours", granularity=granularity, experts=experts, top_k=top_k
+        )
 
     def skewed(self, ours: Contender, load: Load) -> Contender:
         """The model of another contender, its logits shifted so that some experts get no token."""
@@ -295,6 +300,7 @@ class Workshop:
         *,
         name: str,
         style: str,
+        granularity: Granularity | None = None,
         experts: int = 1,
         top_k: int = 1,
         rank: int = RANK,
@@ -310,6 +316,7 @@ class Workshop:
         return Contender(
             name=name,
             style=style,
+            granularity=granularity,
             experts=experts,
             top_k=top_k,
             rank=rank,

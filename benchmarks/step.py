@@ -40,7 +40,6 @@ class Settings:
     warmups: int
     repeats: int
     everything: bool
-    granularity: Granularity
     execution: Execution
     quick: bool
     seed: int
@@ -94,24 +93,26 @@ def measure_shape(shape: str, settings: Settings, console: Console) -> dict[str,
         "tokens": settings.tokens,
         "contenders": records,
         "left_out": left_out,
-        "slope_per_expert": _slope(records),
+        "slope_per_expert": {kind: _slope(_by_experts(records, kind)) for kind in get_args(Granularity)},
     }
 
 
 def _contenders(workshop: Workshop, shape: str, settings: Settings, left_out: dict[str, str]) -> Iterator[Contender]:
-    kind = {"granularity": settings.granularity, "execution": settings.execution}
+    execution = settings.execution
     naive = 2 if settings.quick else _NAIVE_EXPERTS
     everything, counts = settings.is_full(shape), settings.experts_of(shape)
     yield workshop.lora()
     yield workshop.full()
     for experts in counts:
-        ours = workshop.ours(experts, **kind)
-        yield ours
-        if experts == naive:
-            yield workshop.ours(experts, top_k=2, **kind)
-            if everything:
-                yield workshop.skewed(ours, "collapsed")
-                yield workshop.skewed(ours, "half empty")
+        # One expert serves every token alike.
+        for granularity in get_args(Granularity) if experts > 1 else ("sequence",):
+            ours = workshop.ours(experts, granularity=granularity, execution=execution)
+            yield ours
+            if experts == naive:
+                yield workshop.ours(experts, top_k=2, granularity=granularity, execution=execution)
+                if everything:
+                    yield workshop.skewed(ours, "collapsed")
+                    yield workshop.skewed(ours, "half empty")
     yield workshop.lora("PEFT LoRA, again")
     yield workshop.passes(naive, max_repeats=None if everything else 2)
     if everything:
@@ -139,6 +140,7 @@ def _record(contender: Contender, references: list[list[float]]) -> dict[str, An
     return {
         "name": contender.name,
         "style": contender.style,
+        "granularity": contender.granularity,
         "experts": contender.experts,
         "top_k": contender.top_k,
         "rank": contender.rank,
@@ -162,20 +164,21 @@ def _histogram(contender: Contender) -> list[int] | None:
     return contender.histogram()
 
 
-def _by_experts(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def _by_experts(records: list[dict[str, Any]], granularity: Granularity) -> dict[int, dict[str, Any]]:
     """Our records at top 1, by number of experts."""
-    return {r["experts"]: r for r in records if r["style"] == "ours" and r["top_k"] == 1}
+    ours = (r for r in records if r["style"] == "ours" and r["top_k"] == 1)
+    return {r["experts"]: r for r in ours if r["experts"] == 1 or r["granularity"] == granularity}
 
 
-def _slope(records: list[dict[str, Any]]) -> float | None:
+def _slope(lines: dict[int, dict[str, Any]]) -> float | None:
     """What one more expert costs, in steps of one LoRA."""
-    lines = _by_experts(records)
     return slope(list(lines), [r["ratio"]["median"] for r in lines.values()]) if len(lines) > 1 else None
 
 
 def judge(result: dict[str, Any]) -> tuple[list[Verdict], list[Verdict]]:
     """Self-checks of the harness, and the bars that the project sets itself."""
-    return _checks(result["contenders"]), _bars(result)
+    bars = [verdict for granularity in get_args(Granularity) for verdict in _bars(result, granularity)]
+    return _checks(result["contenders"]), bars
 
 
 def _checks(records: list[dict[str, Any]]) -> list[Verdict]:
@@ -203,18 +206,19 @@ def _checks(records: list[dict[str, Any]]) -> list[Verdict]:
     ]
 
 
-def _bars(result: dict[str, Any]) -> list[Verdict]:
+def _bars(result: dict[str, Any], granularity: Granularity) -> list[Verdict]:
     records = result["contenders"]
-    lines = _by_experts(records)
+    lines = _by_experts(records, granularity)
     (passes,) = (r for r in records if r["style"] == "passes")
-    bars = [_at_most(f"step at N={n}", bar, lines[n]["ratio"]["median"]) for n, bar in _STEP_BARS if n in lines]
+    kind = f"{granularity} granularity"
+    bars = [_at_most(f"step at N={n}, {kind}", bar, lines[n]["ratio"]["median"]) for n, bar in _STEP_BARS if n in lines]
     bars += [
-        _at_most("slope per expert", 0.006, result["slope_per_expert"]),
-        _at_most("saved activations, any N at top 1", 1.10, max(r["saved_ratio"] for r in lines.values())),
+        _at_most(f"slope per expert, {kind}", 0.006, result["slope_per_expert"][granularity]),
+        _at_most(f"saved activations, any N, {kind}", 1.10, max(r["saved_ratio"] for r in lines.values())),
     ]
     if _NAIVE_EXPERTS in lines and passes["experts"] == _NAIVE_EXPERTS:
         times = passes["median_s"] / lines[_NAIVE_EXPERTS]["median_s"]
-        name = f"times faster than {_NAIVE_EXPERTS} passes"
+        name = f"times faster than {_NAIVE_EXPERTS} passes, {kind}"
         bars.append(Verdict(name=name, limit=">= 6.5", value=times, passed=times >= 6.5))
     return bars
 
@@ -276,12 +280,11 @@ def _names(context: click.Context, option: click.Parameter, value: str) -> tuple
 
 @click.command()
 @click.option("--shapes", default="tiny,gemma,smollm2", callback=_names, help=f"Of {', '.join(SHAPES)}; default all.")
-@click.option("--tokens", default=512, show_default=True, help=f"Tokens a step, in rows of {_ROW_TOKENS}.")
+@click.option("--tokens", default=1024, show_default=True, help=f"Tokens a step, in rows of {_ROW_TOKENS}.")
 @click.option("--experts", callback=_numbers, help="Values of N; default 1,2,4,8,16,32, for large shapes 1,8,32.")
 @click.option("--warmups", default=2, show_default=True, type=click.IntRange(1), help="Untimed rounds.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Timed rounds.")
 @click.option("--everything", is_flag=True, help="All contenders and N for the large shapes too; takes an hour.")
-@click.option("--granularity", type=click.Choice(get_args(Granularity)), default="token", show_default=True)
 @click.option("--execution", type=click.Choice(get_args(Execution)), default="auto", show_default=True)
 @click.option("--quick", is_flag=True, help="Only see that it runs: few, tiny steps, nothing is judged.")
 @click.option("--seed", default=0, show_default=True)

@@ -93,7 +93,7 @@ class RunConfig(BaseModel):
     z_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the router's z-loss; 1e-3 where logits grow."""
 
-    execution: Literal["auto", "reference", "bottleneck", "grouped"] = "auto"
+    execution: Literal["auto", "reference", "bottleneck", "rowwise", "grouped"] = "auto"
     """How experts are computed; auto chooses by size."""
 
     # Optimisation

@@ -73,7 +73,7 @@ def test_annotations_hold_in_every_path(
         routing=checked.RoutingConfig(**routing),
     )
     model.calibrate([batch])
-    for execution in ("reference", "bottleneck", "grouped"):
+    for execution in ("reference", "bottleneck", "rowwise", "grouped"):
         for _, linear in model.routed_linears():
             linear.execution = execution
         steps(checked, model, packed if execution == "grouped" else batch)

@@ -78,7 +78,7 @@ def test_2_executions_equal_each_other_and_a_loop_over_stock_peft_adapters(
 
     expected_loss, expected = step("reference")
     assert all(grad.abs().max() > 1e-4 for name, grad in expected.items() if name.startswith("routers"))
-    for execution in ("bottleneck", "grouped"):
+    for execution in ("bottleneck", "rowwise", "grouped"):
         loss, found = step(execution)
         assert_near(loss, expected_loss)
         assert_near(found, expected)
@@ -150,7 +150,12 @@ def test_3_documents_are_causal_with_any_kind_of_prompt(
 
 @pytest.mark.parametrize(
     ("architecture", "execution", "granularity"),
-    [("llama", "bottleneck", "token"), ("llama", "grouped", "sequence"), ("gemma3", "grouped", "token")],
+    [
+        ("llama", "bottleneck", "token"),
+        ("llama", "grouped", "sequence"),
+        ("llama", "rowwise", "sequence"),
+        ("gemma3", "grouped", "token"),
+    ],
 )
 def test_7_language_loss_reaches_the_router_at_one_expert_a_token(
     make_model: Any,

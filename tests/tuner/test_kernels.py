@@ -16,9 +16,12 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
+    """`rows` of `length` tokens; one decision a row, so a token where the length is 1."""
+
     x: Tensor
     weights: Tensor
     experts: Tensor
+    length: int
     lora_a: Tensor
     lora_b: Tensor
     scales: Tensor
@@ -31,19 +34,20 @@ def cases(draw: st.DrawFn) -> Case:
     num_experts = draw(st.integers(1, 5))
     top_k = draw(st.integers(1, min(2, num_experts)))
     used = draw(st.lists(st.integers(0, num_experts - 1), min_size=top_k, unique=True))
-    tokens, rank = draw(st.integers(1, 17)), draw(st.sampled_from([4, 8]))
+    rows, length, rank = draw(st.integers(1, 17)), draw(st.sampled_from([1, 1, 3])), draw(st.sampled_from([4, 8]))
     inputs, outputs = draw(st.sampled_from([4, 12, 32])), draw(st.sampled_from([4, 8, 20]))
     scales = draw(st.lists(st.floats(0.125, 4, width=32), min_size=num_experts, max_size=num_experts))
     random = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
-    order = torch.rand(tokens, len(used), generator=random).argsort(1)[:, :top_k]
+    order = torch.rand(rows, len(used), generator=random).argsort(1)[:, :top_k]
     return Case(
-        x=torch.randn(tokens, inputs, generator=random),
-        weights=torch.rand(tokens, top_k, generator=random) + 0.1,
+        x=torch.randn(rows * length, inputs, generator=random),
+        weights=torch.rand(rows, top_k, generator=random) + 0.1,
         experts=torch.tensor(used)[order],
+        length=length,
         lora_a=torch.randn(num_experts, rank, inputs, generator=random),
         lora_b=torch.randn(num_experts, outputs, rank, generator=random),
         scales=torch.tensor(scales),
-        grad=torch.randn(tokens, outputs, generator=random),
+        grad=torch.randn(rows * length, outputs, generator=random),
     )
 
 
@@ -53,14 +57,20 @@ def leaves_of(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tenso
 
 
 def apply(case: Case, execution: str, leaves: dict[str, Tensor]) -> Tensor:
+    """The products alone, (tokens, features_out)."""
     x, weights, lora_a, lora_b = leaves.values()
     scales, num_experts = case.scales.to(weights.dtype), case.lora_a.shape[0]
+    out = torch.zeros(x.shape[0], lora_b.shape[1], dtype=x.dtype)
+    if execution == "rowwise":
+        rows = x.unflatten(0, (-1, case.length))
+        zeros = out.unflatten(0, (-1, case.length)).clone()
+        return kernels.rowwise(zeros, rows, weights, case.experts, lora_a, lora_b, scales).flatten(0, 1)
+    weights, experts = (value.repeat_interleave(case.length, 0) for value in (weights, case.experts))
     if execution == "grouped":
-        plan = make_dispatch(case.experts, num_experts)
+        plan = make_dispatch(experts, num_experts)
         slot_weights = weights.reshape(-1).index_select(0, plan.slot_order)
-        out = torch.zeros(x.shape[0], lora_b.shape[1], dtype=x.dtype)
         return kernels.grouped(out, x, slot_weights, lora_a, lora_b, scales, plan)
-    gates = torch.zeros(x.shape[0], num_experts, dtype=weights.dtype).scatter(1, case.experts, weights)
+    gates = torch.zeros(x.shape[0], num_experts, dtype=weights.dtype).scatter(1, experts, weights)
     return getattr(kernels, execution)(x, gates, lora_a, lora_b, scales)
 
 
@@ -79,7 +89,7 @@ def assert_equal_runs(found: dict[str, Tensor], expected: dict[str, Tensor], tol
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "rowwise", "grouped"])
 @given(case=cases())
 @settings(deadline=None, max_examples=50, derandomize=True)
 def test_executions_equal_the_loop(execution: str, case: Case) -> None:
@@ -95,7 +105,7 @@ def test_the_loop_is_what_the_formula_says() -> None:
     assert out.tolist() == [[0.25 * 2 * 1 * 1 + 0.75 * 4 * 2 * 3, 0.25 * 2 * 1 * 2]]
 
 
-@pytest.mark.parametrize("execution", ["bottleneck", "grouped"])
+@pytest.mark.parametrize("execution", ["bottleneck", "rowwise", "grouped"])
 @pytest.mark.parametrize("frozen", ["x", "weights", "lora_a", "lora_b"])
 def test_what_needs_no_gradient_gets_none_and_the_others_keep_theirs(execution: str, frozen: str) -> None:
     case = _fixed_case()
@@ -113,6 +123,7 @@ def _fixed_case() -> Case:
         x=torch.randn(7, 8, generator=random),
         weights=torch.rand(7, 2, generator=random),
         experts=torch.rand(7, 3, generator=random).argsort(1)[:, :2],
+        length=1,
         lora_a=torch.randn(3, 8, 8, generator=random),
         lora_b=torch.randn(3, 16, 8, generator=random),
         scales=torch.tensor([2.0, 0.5, 1.5]),
@@ -120,7 +131,7 @@ def _fixed_case() -> Case:
     )
 
 
-@pytest.mark.parametrize("execution", ["bottleneck", "grouped"])
+@pytest.mark.parametrize("execution", ["bottleneck", "rowwise", "grouped"])
 def test_expanded_gradients_are_taken(execution: str) -> None:
     """sum() hands back a stride-0 gradient, which grouped_mm refuses."""
     case = _fixed_case()
@@ -128,7 +139,7 @@ def test_expanded_gradients_are_taken(execution: str) -> None:
     assert_equal_runs(run(ones, execution), run(ones, "reference", torch.float64))
 
 
-@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "rowwise", "grouped"])
 def test_float32_experts_on_bfloat16_inputs(execution: str) -> None:
     case = _fixed_case()
     expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
@@ -142,7 +153,7 @@ def test_float32_experts_on_bfloat16_inputs(execution: str) -> None:
     assert_equal_runs({"out": out.detach(), **found}, expected, tolerance=0.05)
 
 
-@pytest.mark.parametrize("execution", ["reference", "bottleneck", "grouped"])
+@pytest.mark.parametrize("execution", ["reference", "bottleneck", "rowwise", "grouped"])
 def test_autocast_trains_in_every_execution(execution: str) -> None:
     """An inner tensor under autocast may be float32 or bfloat16, whatever its inputs are."""
     case = _fixed_case()
@@ -154,28 +165,39 @@ def test_autocast_trains_in_every_execution(execution: str) -> None:
     assert_equal_runs({"out": out.detach(), **found}, expected, tolerance=0.05)
 
 
-def test_grouped_adds_to_what_is_there_and_passes_its_gradient_on() -> None:
+def in_place(execution: str, case: Case, out: Tensor, leaves: dict[str, Tensor], base: Tensor | None = None) -> Tensor:
+    """The products added to `out`, (7, 1, features_out); every token a row of its own."""
+    x, weights, lora_a, lora_b = leaves.values()
+    if execution == "rowwise":
+        return kernels.rowwise(out, x[:, None], weights, case.experts, lora_a, lora_b, case.scales, base)
+    plan = make_dispatch(case.experts, 3)
+    slot_weights = weights.reshape(-1).index_select(0, plan.slot_order)
+    return kernels.grouped(out, x, slot_weights, lora_a, lora_b, case.scales, plan, base)
+
+
+@pytest.mark.parametrize("execution", ["rowwise", "grouped"])
+def test_what_is_there_is_added_to_and_its_gradient_passed_on(execution: str) -> None:
     case = _fixed_case()
     expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
-    x, weights, lora_a, lora_b = leaves.values()
-    plan = make_dispatch(case.experts, 3)
-    base = torch.randn(1, 7, 16, requires_grad=True)
-    out = base * 1.0
-    slot_weights = weights.reshape(-1).index_select(0, plan.slot_order)
-    found = kernels.grouped(out, x, slot_weights, lora_a, lora_b, case.scales, plan)
+    there = torch.randn(7, 1, 16, requires_grad=True)
+    out = there * 1.0
+    found = in_place(execution, case, out, leaves)
     assert found.data_ptr() == out.data_ptr()
-    torch.testing.assert_close(found[0].double(), base[0].double() + expected["out"], rtol=1e-4, atol=1e-4)
-    found.backward(case.grad[None])
-    assert base.grad is not None and torch.equal(base.grad[0], case.grad)
+    torch.testing.assert_close(found[:, 0].double(), there[:, 0].double() + expected["out"], rtol=1e-4, atol=1e-4)
+    found.backward(case.grad[:, None])
+    assert there.grad is not None and torch.equal(there.grad[:, 0], case.grad)
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     assert_equal_runs({"out": expected["out"], **gradients}, expected)
 
 
-def test_packed_runs_get_the_gradients_of_their_experts() -> None:
-    storage = torch.randn(4, 2, 3)
-    first, last = torch.nn.Parameter(storage[:1]), torch.nn.Parameter(storage[2:])
-    whole = kernels.packed(storage, (0, 2), (first, last))
-    assert whole.data_ptr() == storage.data_ptr()
-    (whole * torch.arange(24.0).view(4, 2, 3)).sum().backward()
-    assert first.grad is not None and torch.equal(first.grad, torch.arange(6.0).view(1, 2, 3))
-    assert last.grad is not None and torch.equal(last.grad, torch.arange(12.0, 24).view(2, 2, 3))
+@pytest.mark.parametrize("execution", ["rowwise", "grouped"])
+def test_the_gradient_goes_through_a_base_without_a_graph(execution: str) -> None:
+    """Given its weight, the input's gradient is that of base and products together."""
+    case, weight = _fixed_case(), torch.randn(16, 8)
+    expected, leaves = run(case, "reference", torch.float64), leaves_of(case)
+    with torch.no_grad():
+        out = (leaves["x"] @ weight.t())[:, None].clone()
+    in_place(execution, case, out, leaves, weight).backward(case.grad[:, None])
+    through_base = case.grad.double() @ weight.double()
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    assert_equal_runs(gradients, {name: expected[name] for name in gradients} | {"x": expected["x"] + through_base})

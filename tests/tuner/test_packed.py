@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dylora_moe.tuner import DyLoraModel, ExpertConfig
-from dylora_moe.tuner.packed import runs_of
+from dylora_moe.tuner.packed import PackedFactor, runs_of
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,16 @@ from dylora_moe.tuner.packed import runs_of
 )
 def test_runs_are_the_unbroken_stretches(flags: str, bounds: list[tuple[int, int]]) -> None:
     assert runs_of([flag == "1" for flag in flags]) == bounds
+
+
+def test_each_run_gets_the_gradients_of_its_experts() -> None:
+    factor, weights = PackedFactor(), [torch.nn.Parameter(torch.randn(2, 3)) for _ in range(4)]
+    factor.lay_out(weights, [True, False, True, True])
+    whole, (first, last) = factor(), factor.runs
+    assert whole.data_ptr() == weights[0].data_ptr() == first.data_ptr()
+    (whole * torch.arange(24.0).view(4, 2, 3)).sum().backward()
+    assert first.grad is not None and torch.equal(first.grad, torch.arange(6.0).view(1, 2, 3))
+    assert last.grad is not None and torch.equal(last.grad, torch.arange(12.0, 24).view(2, 2, 3))
 
 
 def trained(model: DyLoraModel) -> dict[str, torch.nn.Parameter]:

@@ -1,12 +1,12 @@
 """Experts of different shapes in one Linear, and weights that move, are cast or are replaced."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from dylora_moe.tuner import DyLoraModel, ExpertConfig
+from dylora_moe.tuner import DyLoraModel, ExpertConfig, kernels
 
 
 def mixed(make_model: Any, randomise: Any, **routing: Any) -> DyLoraModel:
@@ -188,6 +188,71 @@ def test_widths_that_grouped_mm_refuses_are_computed_another_way(make_model: Any
     for _, linear in model.routed_linears():
         linear.execution = "reference"
     torch.testing.assert_close(found, model(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
+SEQUENCE = {"granularity": "sequence"}
+
+
+@pytest.mark.parametrize(
+    ("execution", "routing", "tokens", "is_packed", "expected"),
+    [
+        ("auto", SEQUENCE, 32, False, "rowwise"),
+        ("auto", SEQUENCE | {"top_k": 2}, 32, False, "rowwise"),
+        ("auto", SEQUENCE | {"router_scope": "per_layer"}, 32, False, "rowwise"),
+        ("auto", SEQUENCE, 31, False, "grouped"),
+        ("auto", SEQUENCE, 32, True, "grouped"),
+        ("auto", {"granularity": "token"}, 32, False, "grouped"),
+        ("rowwise", SEQUENCE, 1, False, "rowwise"),
+        ("rowwise", {"granularity": "token"}, 32, False, "grouped"),
+        ("grouped", SEQUENCE, 32, False, "grouped"),
+        ("bottleneck", SEQUENCE, 32, False, "bottleneck"),
+    ],
+)
+def test_which_execution_serves(
+    make_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    execution: Any,
+    routing: Any,
+    tokens: int,
+    is_packed: bool,
+    expected: str,
+) -> None:
+    called: set[str] = set()
+    for name in ("reference", "bottleneck", "rowwise", "grouped"):
+        compute = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, n=name, f=compute: (called.add(n), f(*args))[1])
+    model = make_model(3, execution=execution, **routing)
+    ids = torch.randint(3, 99, (2, tokens))
+    model(input_ids=ids, position_ids=(torch.arange(tokens) % 5).expand(2, tokens) if is_packed else None)
+    assert called == {expected}
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+@pytest.mark.parametrize("change", ["none", "hook", "cast", "trained"])
+def test_a_base_layer_that_does_more_than_multiply_keeps_its_own_graph(
+    make_model: Any, batch: Any, gradients: Any, assert_near: Any, granularity: str, change: str
+) -> None:
+    """Its weight alone would not be its gradient then."""
+    model = make_model(3, granularity=granularity).train()
+    for _, linear in model.routed_linears():
+        base = cast(torch.nn.Linear, linear.base_layer)
+        if change == "hook":
+            base.register_forward_hook(lambda module, args, out: out * 1.5)
+        elif change == "cast":
+            base.to(torch.float64)
+            base.register_forward_pre_hook(lambda module, args: args[0].double())
+            base.register_forward_hook(lambda module, args, out: out.float())
+        elif change == "trained":
+            base.weight.requires_grad_()
+    runs = {}
+    for execution in ("reference", "auto"):
+        for _, linear in model.routed_linears():
+            linear.execution = execution
+        model.zero_grad()
+        model(**batch).loss.backward()
+        runs[execution] = gradients(model)
+    assert_near(runs["auto"], runs["reference"])
+    assert any("base_layer" in name for name in runs["auto"]) == (change == "trained")
 
 
 def test_peft_can_switch_its_adapters_off(make_model: Any, batch: Any) -> None:

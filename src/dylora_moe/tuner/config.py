@@ -8,7 +8,7 @@ from dylora_moe.errors import ConfigError
 
 Granularity = Literal["token", "sequence"]
 RouterScope = Literal["shared", "per_layer"]
-Execution = Literal["auto", "reference", "bottleneck", "grouped"]
+Execution = Literal["auto", "reference", "bottleneck", "rowwise", "grouped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-from dylora_moe.tuner import kernels
+from torch.autograd.function import once_differentiable
 
 
 class PackedFactor(nn.Module):
@@ -79,7 +78,21 @@ class PackedFactor(nn.Module):
         assert self._storage is not None
         if len(self.runs) == 1 and self.runs[0].shape == self._storage.shape:
             return self.runs[0]
-        return kernels.packed(self._storage, self._starts, self.runs)
+        return _Storage.apply(self._storage, self._starts, *self.runs)  # type: ignore[return-value]
+
+
+class _Storage(torch.autograd.Function):
+    """(storage (N, ...), first experts, *parameters, each a run of it) -> storage, with a gradient for each run."""
+
+    @staticmethod
+    def forward(ctx: Any, storage: Tensor, starts: Sequence[int], *params: Tensor) -> Tensor:
+        ctx.runs = [(start, start + param.shape[0]) for start, param in zip(starts, params, strict=True)]
+        return storage.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *(grad[start:stop] for start, stop in ctx.runs)
 
 
 def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:

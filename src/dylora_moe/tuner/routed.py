@@ -1,6 +1,7 @@
 """One adapted Linear: PEFT's LoRA layer with N adapters, and a forward that follows the router's decision."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,10 @@ from dylora_moe.tuner.routing import Decision, RoutingState
 
 # grouped_mm wants strides of whole 16 bytes: widths and ranks in steps of 8 satisfy it in 16- and 32-bit dtypes.
 _STRIDE_STEP = 8
+
+# Tokens from which gathering the factors of a row (r of them) is cheaper than sorting its tokens, measured at r = 16. A
+# constant: the bits of an old expert's output must not change with the experts there are.
+_LONG_ROW = 32
 
 
 class RoutedLinear(LoraLinear):
@@ -62,12 +67,12 @@ class RoutedLinear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the routed low-rank products. x: (batch, tokens, features_in) or (tokens, features_in)."""
-        out = self.base_layer(x, *args, **kwargs)
         routing = self.routing
         if routing.disabled or self.disable_adapters or self.merged or not self.lora_A:
-            return out
+            return self.base_layer(x, *args, **kwargs)
         if routing.forced is not None or len(self.expert_names) == 1:
             name = routing.forced or self.expert_names[0]
+            out = self.base_layer(x, *args, **kwargs)
             return out + self._one(x, name) if name in self.lora_A else out
         decision = routing.decision_for(self.layer_index)
         if decision is None:
@@ -75,7 +80,14 @@ class RoutedLinear(LoraLinear):
                 f"layer {self.layer_index} ran before its router decided; call the model through its decoder "
                 "(model(...), model.generate(...)), not layer by layer."
             )
-        return self._add_routed(out, self._drop(x).reshape(-1, x.shape[-1]), decision)
+        execution = self._choose(x, decision)
+        if execution in ("rowwise", "grouped"):
+            return self._in_place(x, decision, execution, *args, **kwargs)
+        inputs, (lora_a, lora_b) = self._inputs(x).flatten(0, -2), self._factors()
+        compute = kernels.reference if execution == "reference" else kernels.bottleneck
+        delta = compute(inputs, decision.token_gates(), lora_a, lora_b, self._scales_on(x.device))
+        out = self.base_layer(x, *args, **kwargs)
+        return out + delta.view(out.shape).to(out.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RoutedLinear":
         super()._apply(fn, recurse)  # moves or casts each tensor by itself
@@ -93,36 +105,56 @@ class RoutedLinear(LoraLinear):
         # Scaled at the rank, as the other executions do: the same bits alone and among others.
         return F.linear(F.linear(dropped, a.to(x.dtype)) * self.scaling[name], b.to(x.dtype))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        """Dropout of the input, drawn once for all experts."""
+    def _inputs(self, x: Tensor) -> Tensor:
+        """What the low-rank products read: dropout drawn once for all experts, autocast applied."""
         for name in self.expert_names:
             if name in self.lora_dropout:
-                return self.lora_dropout[name](x)
-        return x
+                x = self.lora_dropout[name](x)
+                break
+        return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
-    def _add_routed(self, out: Tensor, x: Tensor, decision: Decision) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        if self._scales.device != x.device:
-            self._scales = self._scales.to(x.device)
-        lora_a, lora_b = self._factors()
-        execution = self._choose(x, lora_b, decision)
-        if execution == "grouped":
-            assert decision.dispatch is not None and decision.slot_weights is not None
-            if out._is_view():
-                out = out.clone()  # autograd keeps track of a view that is changed in place less well
-            return kernels.grouped(out, x, decision.slot_weights, lora_a, lora_b, self._scales, decision.dispatch)
-        compute = kernels.reference if execution == "reference" else kernels.bottleneck
-        delta = compute(x, kernels.full_gates(decision), lora_a, lora_b, self._scales)
-        return out + delta.view(out.shape).to(out.dtype)
+    def _in_place(self, x: Tensor, decision: Decision, execution: Execution, *args: Any, **kwargs: Any) -> Tensor:
+        """Base output, to which the routed products are added where it lies."""
+        inputs, (lora_a, lora_b), scales = self._inputs(x), self._factors(), self._scales_on(x.device)
+        base = self._plain_base(x) if inputs is x else None
+        with torch.no_grad() if base is not None else nullcontext():
+            out = self.base_layer(x, *args, **kwargs)
+        if out._is_view():
+            out = out.clone()  # autograd keeps track of a view that is changed in place less well
+        if execution == "rowwise":
+            assert decision.experts is not None
+            return kernels.rowwise(out, inputs, decision.weights, decision.experts, lora_a, lora_b, scales, base)
+        assert decision.dispatch is not None and decision.slot_weights is not None
+        slots, plan = decision.slot_weights, decision.dispatch
+        return kernels.grouped(out, inputs.flatten(0, -2), slots, lora_a, lora_b, scales, plan, base)
 
-    def _choose(self, x: Tensor, lora_b: Tensor, decision: Decision) -> Execution:
+    def _plain_base(self, x: Tensor) -> Tensor | None:
+        """The base's weight, if all that its layer does is to multiply by it; then the experts' backward does too."""
+        layer = self.base_layer
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or hasattr(layer, "_hf_hook")
+        if type(layer) is not nn.Linear or hooked:
+            return None
+        weight = layer.weight
+        is_plain = type(weight) is nn.Parameter and weight.dtype == x.dtype and not weight.requires_grad
+        return weight if is_plain else None
+
+    def _scales_on(self, device: torch.device) -> Tensor:
+        if self._scales.device != device:
+            self._scales = self._scales.to(device)
+        return self._scales
+
+    def _choose(self, x: Tensor, decision: Decision) -> Execution:
         if self.execution == "reference" or x.dtype == torch.float64:
             return "reference"
-        if decision.dispatch is None or self.execution == "bottleneck":
+        if decision.experts is None or self.execution == "bottleneck":
             return "bottleneck"
-        odd = x.shape[-1] % _STRIDE_STEP or lora_b.shape[1] % _STRIDE_STEP
-        return "bottleneck" if odd and self.execution == "auto" else "grouped"
+        one_decision_a_row = x.dim() == 3 and decision.experts.shape[0] == x.shape[0]
+        if one_decision_a_row and (
+            self.execution == "rowwise" or (self.execution == "auto" and x.shape[1] >= _LONG_ROW)
+        ):
+            return "rowwise"
+        odd = any((width or 0) % _STRIDE_STEP for width in (self.in_features, self.out_features))
+        return "bottleneck" if odd and self.execution != "grouped" else "grouped"
 
     def _weights(self, factors: nn.ModuleDict) -> list[nn.Parameter]:
         """The present experts' weights in the router's order."""

@@ -87,6 +87,14 @@ class Decision:
             return self.experts
         return self.experts.index_select(0, self.unit_of_token)
 
+    def token_gates(self) -> Float[Tensor, "tokens experts"]:
+        """The weights as a full matrix, zero where an expert was not chosen; differentiable."""
+        weights, experts = self.token_weights(), self.token_experts()
+        if experts is None:
+            return weights
+        empty = torch.zeros(weights.shape[0], self.num_experts, dtype=weights.dtype, device=weights.device)
+        return empty.scatter(1, experts, weights)
+
     def load(self) -> Float[Tensor, "units experts"]:
         """Weight that each valid unit gives to each expert, detached; rows sum to 1, padding rows to 0."""
         load = torch.zeros_like(self.probs)
