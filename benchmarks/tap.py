@@ -22,8 +22,9 @@ from rich.table import Table
 from dylora_moe.bases import load_base
 from dylora_moe.config import RunConfig
 from dylora_moe.data.batching import Collator, pad_token_id
+from dylora_moe.data.build import build_run_data
 from dylora_moe.run_dir import environment
-from dylora_moe.train.run import Stages, build_model, build_run_data, train
+from dylora_moe.train.run import Stages, build_model, train
 from dylora_moe.tuner import LoadWindow
 from dylora_moe.tuner.head import read_head
 from dylora_moe.tuner.inspect import decoder_layers
@@ -120,7 +121,7 @@ def step_times(arguments: argparse.Namespace, chosen: list[Variant]) -> dict[str
     for variant in chosen:
         config = settings(arguments, variant, Path("."), 0)
         base = load_base(config.base_model, dtype=torch.float32, progress=lambda line: None)
-        data = build_run_data(config, base)
+        data = build_run_data(config, base.tokenizer)
         batch = Collator(pad_token_id=pad_token_id(base.tokenizer))(data.train[:4])
         batch.pop("domain")
         model = build_model(config, base)

@@ -22,6 +22,8 @@ ALL_CHANGED: dict[str, Any] = {
     "eval_subset": 50,
     "max_length": 77,
     "overlong": "drop",
+    "learn": "all",
+    "chat_template": "plain",
     "num_experts": 8,
     "lora_r": 24,
     "lora_alpha": 7,
@@ -178,6 +180,7 @@ BAD_VALUES = [
     ("eval_subset", -1),
     ("max_length", 7),
     ("overlong", "cut"),
+    ("learn", "prompts"),
     ("num_experts", 0),
     ("num_experts", 2.5),
     ("lora_r", 0),
@@ -247,3 +250,10 @@ def test_a_single_lora_may_have_any_rank_and_one_expert_of_one() -> None:
 def test_a_flag_of_several_values() -> None:
     assert split_list("a, b,,c ") == ["a", "b", "c"]
     assert split_list("") == []
+
+
+def test_an_unknown_key_of_a_data_set_is_refused_with_its_line(recipe: Any) -> None:
+    path = recipe("seed: 1\ndatasets:\n  - mbpp\n  - path: a.jsonl\n    domian: sql\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert f"{path}:5: " in str(caught.value) and "got 'domian'. Did you mean domain?" in str(caught.value)

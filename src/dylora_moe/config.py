@@ -1,7 +1,8 @@
 """Every setting of a run, once, documented under its field. Recipes, flags and help all derive from `RunConfig`."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dylora_moe.errors import ConfigError
 
 Percent = float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """One entry of `datasets` where a name or a path alone does not say enough.
+
+    Attributes:
+        name: A name in the registry; it gives the defaults of all that follows.
+        path: A file or folder to read instead of downloading.
+        domain: The skill that the examples belong to; default: the name, or the stem of the path.
+        format: A known row format; default: the registry's, or found by the columns.
+        num_examples: How many training examples: made (synthetic, default 300) or drawn (default all).
+        licence: SPDX identifier; default: the registry's, or unknown.
+        on_bad_row: `stop` with an error that names the rows, or `skip` and count them.
+    """
+
+    name: str | None = None
+    path: str | None = None
+    domain: str | None = None
+    format: str | None = None
+    num_examples: int | None = None
+    licence: str | None = None
+    on_bad_row: Literal["stop", "skip"] = "stop"
+
+
+DATASET_KEYS = tuple(field.name for field in fields(DatasetSpec))
 
 
 class RunConfig(BaseModel):
@@ -47,8 +74,15 @@ class RunConfig(BaseModel):
     max_length: int = Field(default=1024, ge=8)
     """Longest row in tokens, prompt and answer together."""
 
-    overlong: Literal["error", "drop"] = "error"
-    """What to do with rows longer than max_length: stop and say so, or leave them out and count them."""
+    overlong: Literal["error", "drop", "truncate", "split"] = "error"
+    """What becomes of rows longer than max_length: an error that names the length that fits, nothing (they are left
+    out), their beginning, or several rows."""
+
+    learn: Literal["answers", "last_answer", "all"] = "answers"
+    """Which tokens are learned: every answer of a conversation, its last answer, or all of its text."""
+
+    chat_template: str | None = None
+    """Template of conversations: plain for ours, or a file; not given: the base's own, or ours where it has none."""
 
     # Experts
 
@@ -197,15 +231,24 @@ def load_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} must hold settings as `name: value` lines, got {type(values).__name__}.")
+    _check_keys(path, root, RunConfig.model_fields, unknown_setting)
+    for key, entries in root.value:
+        if key.value == "datasets" and isinstance(entries, yaml.SequenceNode):
+            for entry in entries.value:
+                if isinstance(entry, yaml.MappingNode):
+                    _check_keys(path, entry, DATASET_KEYS, unknown_dataset_key)
+    return values
+
+
+def _check_keys(path: Path, node: yaml.MappingNode, known: Collection[str], say: Callable[[str], str]) -> None:
     seen: set[str] = set()
-    for key_node, _ in root.value:
+    for key_node, _ in node.value:
         line, key = key_node.start_mark.line + 1, str(key_node.value)
         if key in seen:
             raise ConfigError(f"{path}:{line}: {key} stands here a second time. Keep one.")
-        if key not in RunConfig.model_fields:
-            raise ConfigError(f"{path}:{line}: {unknown_setting(key)}")
+        if key not in known:
+            raise ConfigError(f"{path}:{line}: {say(key)}")
         seen.add(key)
-    return values
 
 
 def unknown_setting(name: str) -> str:
@@ -213,6 +256,13 @@ def unknown_setting(name: str) -> str:
     near = difflib.get_close_matches(name, RunConfig.model_fields, n=1, cutoff=0.6)
     hint = f"Did you mean {near[0]}?" if near else "`dylora train --help` lists them all."
     return f"there is no setting {name!r}. {hint}"
+
+
+def unknown_dataset_key(name: str) -> str:
+    """What to say about a key of a `datasets` entry that does not exist."""
+    near = difflib.get_close_matches(name, DATASET_KEYS, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"a key of a datasets entry must be one of {', '.join(DATASET_KEYS)}, got {name!r}.{hint}"
 
 
 def make_config(values: Mapping[str, Any], *, where: str = "settings") -> RunConfig:

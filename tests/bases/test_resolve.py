@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.bases import resolve_base
+from dylora_moe.bases import resolve, resolve_base
 from dylora_moe.errors import BaseModelError
 
 
@@ -128,3 +128,14 @@ def test_the_revision_sees_both_ends_of_a_large_file(llama: Path) -> None:
         weights.write_bytes(content)
         seen.add(resolve_base(str(llama)).revision)
     assert len(seen) == 3
+
+
+def test_the_base_of_an_earlier_time_is_told_from_another(llama: Path) -> None:
+    lines: list[str] = []
+    before = resolve_base(str(llama)).revision
+    resolve._licence_named.clear()
+    assert resolve_base(str(llama), expected=before, progress=lines.append).revision == before
+    assert lines == []  # its licence was read when it was trained on
+    (llama / "config.json").write_text((llama / "config.json").read_text() + "\n")
+    with pytest.raises(BaseModelError, match=f"must be the one that the experts were trained on, of revision {before}"):
+        resolve_base(str(llama), expected=before)

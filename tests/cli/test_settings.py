@@ -22,6 +22,8 @@ TYPED: dict[str, tuple[str, Any]] = {
     "eval_subset": ("12.5", 12.5),
     "max_length": ("99", 99),
     "overlong": ("drop", "drop"),
+    "learn": ("all", "all"),
+    "chat_template": ("plain", "plain"),
     "num_experts": ("8", 8),
     "lora_r": ("32", 32),
     "lora_alpha": ("7.5", 7.5),
@@ -105,5 +107,5 @@ def test_help_says_what_a_setting_is_and_its_default(name: str) -> None:
 
 
 def test_choices_are_refused_on_the_command_line() -> None:
-    with pytest.raises(click.BadParameter, match=r"'auto', 'reference', 'bottleneck', 'grouped'"):
+    with pytest.raises(click.BadParameter, match=r"'auto', 'reference', 'bottleneck', 'rowwise', 'grouped'"):
         parse("--execution", "fast")

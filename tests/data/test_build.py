@@ -6,13 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dylora_moe.data.build import build_data, split_by_prompt
-from dylora_moe.data.example import instruction_example
+from dylora_moe.data.build import build_data
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
@@ -173,7 +170,7 @@ def test_the_built_in_skills_build(tokenizer):
         (["flask"], {"training_subset": 0}, "training_subset must be a percentage"),
         (["flask"], {"eval_subset": 101}, "eval_subset must be a percentage"),
         (["flask"], {"max_length": 0}, "max_length must be"),
-        (["flask"], {"overlong": "cut"}, "error or drop"),
+        (["flask"], {"overlong": "cut"}, "one of error, drop, truncate, split"),
     ],
 )
 def test_impossible_settings_stop(datasets, settings, text, tokenizer):
@@ -192,32 +189,25 @@ def test_a_file_without_rows_stops(tmp_path, tokenizer):
         build([write(tmp_path / "a.jsonl", [])], tokenizer)
 
 
-@given(
-    prompts=st.lists(st.integers(0, 12), min_size=2, max_size=60).filter(lambda items: len(set(items)) > 1),
-    fraction=st.floats(0.01, 0.99),
-    seed=st.integers(0, 3),
-)
-@settings(max_examples=200, deadline=None)
-def test_a_split_shares_no_prompt_and_loses_no_row(prompts, fraction, seed):
-    examples = [
-        instruction_example(f"p{prompt}", f"a{index}", domain="d", source="s") for index, prompt in enumerate(prompts)
-    ]
-    train, validation = split_by_prompt(examples, fraction=fraction, seed=seed)
-    assert train and validation
-    assert not {e.prompt for e in train} & {e.prompt for e in validation}
-    assert sorted([e.answer for e in train + validation]) == sorted(e.answer for e in examples)
-    backwards = split_by_prompt(examples[::-1], fraction=fraction, seed=seed)
-    assert (backwards[0][::-1], backwards[1][::-1]) == (train, validation)
-
-
-def test_a_split_of_distinct_prompts_has_the_fraction():
-    examples = [instruction_example(f"p{n}", "a", domain="d", source="s") for n in range(1000)]
-    train, validation = split_by_prompt(examples, fraction=0.1, seed=0)
-    assert (len(train), len(validation)) == (900, 100)
-
-
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real files in shared/data")
 def test_the_real_mbpp_keeps_its_split(tokenizer):
     path = str(SHARED / "mbpp" / "mbpp.jsonl")
     bundle = build([{"name": "mbpp", "path": path}], tokenizer, max_length=5000)
     assert (len(bundle.train), len(bundle.validation["mbpp"])) == (374, 90)
+
+
+def test_two_files_of_one_name_are_not_merged_in_silence(tmp_path, tokenizer):
+    paths = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        paths.append(write(tmp_path / name / "rows.jsonl", pairs(name, 10)))
+    with pytest.raises(DataError, match=r"a/rows\.jsonl and .*b/rows\.jsonl, which would both be the domain 'rows'"):
+        build(paths, tokenizer)
+    entries = [{"path": path, "domain": "rows"} for path in paths]
+    assert build(entries, tokenizer).summary.domains[0].num_duplicates == 0
+
+
+def test_official_test_rows_are_counted(tmp_path, tokenizer):
+    write(tmp_path / "train.jsonl", pairs("a", 10))
+    write(tmp_path / "test.jsonl", pairs("t", 4))
+    assert build([str(tmp_path)], tokenizer).summary.domains[0].num_test == 4

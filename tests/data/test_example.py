@@ -61,3 +61,9 @@ def test_instruction_example_puts_the_system_message_first():
 
     assert example.prompt[0] == Message(role="system", content="Be brief.")
     assert example.licence is None
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    with pytest.raises(DataError, match=r"valid Unicode.*Mend the row"):
+        instruction_example("question", "answer \ud83d", domain="d", source="s")
+    assert instruction_example("question", "\U0001f600", domain="d", source="s").answer == "\U0001f600"

@@ -61,8 +61,8 @@ def test_entries_are_parsed(value, spec):
     [
         ("", "name, a path or a mapping"),
         (5, "name, a path or a mapping"),
-        ({"nam": "mbpp"}, "got 'nam'. Did you mean 'name'?"),
-        ({"path": "r", "num_example": 3}, "Did you mean 'num_examples'?"),
+        ({"nam": "mbpp"}, "got 'nam'. Did you mean name?"),
+        ({"path": "r", "num_example": 3}, "Did you mean num_examples?"),
         ({"domain": "d"}, "must have a name or a path"),
         ({"name": "mpbb"}, "Did you mean 'mbpp'?"),
         ({"name": "mine", "path": "r"}, "its label as domain"),

@@ -106,13 +106,46 @@ def test_a_template_without_end_token_gets_eos_and_loses_its_last_blanks():
     assert learned(row, tokenizer) == "\nassistant: one \n<eos>"
 
 
-def test_earlier_answers_of_a_conversation_are_not_learned():
-    tokenizer = make_tokenizer(CHATML)
-    turns = [("system", "Be short."), ("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "last")]
+def conversation(*turns):
     messages = tuple(Message(role=role, content=content) for role, content in turns)
-    row = tokenize_example(Example(messages=messages, domain="d", source="s"), tokenizer, max_length=200)
+    return Example(messages=messages, domain="d", source="s")
+
+
+TURNS = [("system", "Be short."), ("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "last")]
+
+
+@pytest.mark.parametrize(
+    ("learn", "expected"),
+    [
+        ("last_answer", "last<|im_end|>"),
+        ("answers", "first<|im_end|>last<|im_end|>"),
+        ("all", None),
+    ],
+)
+def test_of_a_conversation_is_learned_what_was_asked_for(learn, expected):
+    tokenizer = make_tokenizer(CHATML)
+    (row,) = tokenize_examples([conversation(*TURNS)], tokenizer, learn=learn).rows
+    whole = tokenizer.decode(row.input_ids)
+    assert learned(row, tokenizer) == (whole if expected is None else expected)
+    turns = [{"role": role, "content": content} for role, content in TURNS]
+    assert whole + "\n" == tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_a_template_without_end_token_ends_the_conversation_only():
+    tokenizer = make_tokenizer(NO_END)
+    (row,) = tokenize_examples([conversation(*TURNS)], tokenizer, learn="answers").rows
+    assert row.input_ids.count(tokenizer.eos_token_id) == 1
+    assert learned(row, tokenizer) == "\nassistant: first\nassistant: last<eos>"
+
+
+def test_a_template_that_rewrites_earlier_answers_can_only_teach_the_last():
+    """As those that drop the reasoning of all turns but the last one."""
+    hides = CHATML.replace("m['content'] +", "(m['content'] if loop.last or m['role'] != 'assistant' else '...') +")
+    with pytest.raises(DataError, match="render a conversation as its beginning with more after it"):
+        tokenize_examples([conversation(*TURNS)], make_tokenizer(hides), learn="answers")
+    tokenizer = make_tokenizer(hides)
+    (row,) = tokenize_examples([conversation(*TURNS)], tokenizer, learn="last_answer").rows
     assert learned(row, tokenizer) == "last<|im_end|>"
-    assert "first<|im_end|>" in tokenizer.decode(row.input_ids[: row.prompt_length])
 
 
 def test_the_plain_template_is_stored_with_the_tokenizer(tmp_path):
@@ -165,13 +198,13 @@ def test_an_end_token_inside_an_answer_stops():
 
 @pytest.mark.parametrize("labels", [(IGNORED, IGNORED, IGNORED), (IGNORED, IGNORED, 9), (IGNORED, 5, 6)])
 def test_rows_that_teach_nothing_or_no_end_stop(labels):
-    row = Tokenized(input_ids=(4, 5, 9), labels=labels, prompt_length=1)
+    row = Tokenized(input_ids=(4, 5, 9), labels=labels)
     with pytest.raises(DataError, match="label"):
         check_labels(TokenizedSet(rows=(row,), end_token_ids=(9,)))
 
 
 def rows_of(lengths):
-    return [Tokenized(input_ids=(1,) * n, labels=(1,) * n, prompt_length=0) for n in lengths]
+    return [Tokenized(input_ids=tuple(range(n)), labels=tuple(range(n))) for n in lengths]
 
 
 def test_overlong_rows_stop_with_the_lengths_that_would_fit():
@@ -184,9 +217,28 @@ def test_overlong_rows_stop_with_the_lengths_that_would_fit():
         tokenize_example(example("return 1 " * 20), make_tokenizer(), max_length=10)
 
 
-def test_overlong_rows_can_be_dropped_and_none_is_cut():
-    assert fit_to_length(rows_of([3, 9, 4, 5]), max_length=4, overlong="drop") == (0, 2)
-    assert fit_to_length(rows_of([3, 4]), max_length=4, overlong="error") == (0, 1)
+def fitted(lengths, overlong):
+    found = fit_to_length(rows_of(lengths), max_length=4, overlong=overlong)
+    return [(index, row.input_ids) for index, row in found.rows], found.num_dropped, found.num_cut
+
+
+def test_overlong_rows_become_what_was_asked_for():
+    short = [(0, (0, 1, 2)), (2, (0, 1, 2, 3))]
+    assert fitted([3, 9, 4], "drop") == (short, 1, 0)
+    assert fitted([3, 3], "error") == ([(0, (0, 1, 2)), (1, (0, 1, 2))], 0, 0)
+    assert fitted([3, 9, 4], "truncate") == ([short[0], (1, (0, 1, 2, 3)), short[1]], 0, 1)
+    parts = [(1, (0, 1, 2, 3)), (1, (4, 5, 6, 7))]
+    assert fitted([3, 9, 4], "split") == ([short[0], *parts, short[1]], 0, 1), "one token alone teaches nothing"
+
+
+def test_what_is_cut_keeps_its_labels_and_is_left_out_without_any():
+    row = Tokenized(input_ids=(1, 2, 3, 4, 5, 6, 7, 8), labels=(IGNORED, IGNORED, IGNORED, IGNORED, 5, 6, 7, 8))
+    assert fit_to_length([row], max_length=4, overlong="truncate").rows == ()
+    assert fit_to_length([row], max_length=4, overlong="truncate").num_dropped == 1
+    ((_, part),) = fit_to_length([row], max_length=6, overlong="truncate").rows
+    assert part.labels == (IGNORED, IGNORED, IGNORED, IGNORED, 5, 6)
+    ((_, part),) = fit_to_length([row], max_length=4, overlong="split").rows
+    assert (part.input_ids, part.labels) == ((5, 6, 7, 8), (IGNORED, 6, 7, 8))
 
 
 @pytest.mark.parametrize(("fraction", "value"), [(0.01, 1), (0.5, 2), (0.75, 3), (0.76, 4), (0.99, 4), (1.0, 4)])

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import settings
 
+from dylora_moe.config import make_config
 from dylora_moe.errors import BaseModelError, DataError, DyLoraError, RunError, TunerError
 from dylora_moe.evaluate.load import load_run, read_config
 from dylora_moe.evaluate.run import evaluate_run
 from dylora_moe.run_dir import RunDir
+from dylora_moe.train.run import train
 
 
 def silent(line: str) -> None:
@@ -104,3 +107,35 @@ def test_a_base_that_is_gone_is_told(run: Path) -> None:
     (run / "final" / "dylora_moe.json").write_text(json.dumps(description))
     with pytest.raises(BaseModelError, match="nowhere"):
         load_run(run, progress=silent)
+
+
+def test_another_base_in_the_place_of_the_old_one_is_told(run: Path) -> None:
+    description = json.loads((run / "final" / "dylora_moe.json").read_text())
+    copy = run.parent / "base"
+    shutil.copytree(description["base"], copy)
+    (run / "final" / "dylora_moe.json").write_text(json.dumps(description | {"base": str(copy)}))
+    assert load_run(run, progress=silent).tokenizer.eos_token
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    with pytest.raises(BaseModelError, match="must be the one that the experts were trained on"):
+        load_run(run, progress=silent)
+
+
+def test_a_run_of_relative_paths_is_found_from_elsewhere(
+    tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    shutil.copytree(tiny_base, home / "base")
+    rows = {domain: Path(shutil.copy(path, home)) for domain, path in tiny_rows.items()}
+    near = {domain: Path(path.name) for domain, path in rows.items()}
+    config = make_config(settings(Path("base"), near, Path("runs")) | {"max_steps": 1, "sample_tokens": 0})
+    monkeypatch.chdir(home)
+    trained = train(config)
+    assert train(config)["already_finished"]
+    monkeypatch.chdir(elsewhere)
+    shutil.move(home / "runs", elsewhere / "moved")
+    found = evaluate_run(elsewhere / "moved" / "tiny", progress=silent)
+    assert losses(found) == pytest.approx({each["domain"]: each["loss"] for each in trained["after"]["domains"]})
+    there = make_config(settings(home / "base", rows, elsewhere / "moved") | {"max_steps": 1, "sample_tokens": 0})
+    assert train(there)["already_finished"]

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.data.build import DataBundle
+from dylora_moe.data.build import DataBundle, build_run_data
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train.run import Session, build_model, build_run_data, train
+from dylora_moe.train.run import Session, build_model, train
 from dylora_moe.tuner.head import read_head
 
 __all__ = ["lean_process", "tiny_base", "tiny_rows", "tiny_settings"]
@@ -45,7 +45,7 @@ WHOLE_RUN = {"max_steps": 5, "eval_steps": 2}
 def loaded(tiny_base: Path, tiny_rows: dict[str, Path]) -> tuple[LoadedBase, DataBundle]:
     """The tiny base, to be copied, and its data."""
     base = load_base(str(tiny_base), dtype=torch.float32)
-    return base, build_run_data(make_config(settings(tiny_base, tiny_rows, Path())), base)
+    return base, build_run_data(make_config(settings(tiny_base, tiny_rows, Path())), base.tokenizer)
 
 
 @pytest.fixture

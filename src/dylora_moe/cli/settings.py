@@ -1,12 +1,13 @@
 """Flags from settings: each field of `RunConfig` is an option under its own name, with hyphens too."""
 
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
-from dylora_moe.config import RunConfig, split_list
+from dylora_moe.config import RunConfig, load_recipe, make_config, split_list
 
 
 def setting_options() -> list[click.Option]:
@@ -17,6 +18,18 @@ def setting_options() -> list[click.Option]:
 def given_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The settings among a command's values that were really given."""
     return {name: value for name, value in values.items() if name in RunConfig.model_fields and value is not None}
+
+
+def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
+    """A command's recipe, with the settings that were given as flags in their place.
+
+    Raises:
+        ConfigError: the recipe cannot be read, or a setting is unknown or out of range.
+    """
+    stored = load_recipe(recipe) if recipe else {}
+    if recipe and "run_name" not in stored:
+        stored["run_name"] = recipe.stem
+    return make_config(stored | given_settings(values), where=str(recipe) if recipe else "flags")
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:

@@ -26,25 +26,6 @@ def command_name() -> str:
     return os.path.relpath(own) if own.is_relative_to(Path.cwd()) or not own.is_absolute() else str(own)
 
 
-def show_data(console: Console, summary: Any) -> None:
-    """Rows and tokens of each domain, from a data summary record."""
-    table = Table(title="Data (rows to train and to validate on, training tokens)", title_justify="left")
-    for column in ("domain", "licence", "train", "validate", "tokens", "labelled", "longest"):
-        table.add_column(column, justify="left" if column in ("domain", "licence") else "right")
-    for domain in summary.domains:
-        share = domain.num_train_label_tokens / max(domain.num_train_tokens, 1)
-        table.add_row(
-            escape(domain.domain),
-            escape(", ".join(licence or "unknown" for licence in domain.licences)),
-            f"{domain.num_train:,}",
-            f"{domain.num_validation:,}",
-            f"{domain.num_train_tokens:,}",
-            f"{share:.0%}",
-            f"{domain.lengths.maximum:,}",
-        )
-    console.print(table)
-
-
 def show_parameters(console: Console, parts: Sequence[Any]) -> None:
     """Trainable and frozen parameters by part."""
     table = Table(title="Parameters", title_justify="left")

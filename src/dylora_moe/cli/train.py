@@ -7,17 +7,16 @@ from typing import Any
 
 import click
 
-from dylora_moe.cli.settings import given_settings, setting_options
+from dylora_moe.cli.settings import config_of, setting_options
 from dylora_moe.cli.show import (
     command_name,
     consoles,
-    show_data,
     show_losses,
     show_parameters,
     show_routing,
     show_samples,
 )
-from dylora_moe.config import load_recipe, make_config
+from dylora_moe.cli.show_data import show_data
 
 
 @click.pass_context
@@ -27,10 +26,7 @@ def _train(ctx: click.Context, recipe: Path | None, as_json: bool, **settings: A
     Every setting of a recipe is a flag of the same name, with underscores or hyphens. Without a recipe the defaults
     train four experts on the built-in skill sets.
     """
-    values = load_recipe(recipe) if recipe else {}
-    if recipe and "run_name" not in values:
-        values["run_name"] = recipe.stem
-    config = make_config(values | given_settings(settings), where=str(recipe) if recipe else "flags")
+    config = config_of(recipe, settings)
 
     from dylora_moe.cli.quiet import quiet_libraries
 

@@ -1,35 +1,55 @@
 """Entries of a recipe -> training rows and per-domain validation rows, with a record of what went in."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from dylora_moe.config import DatasetSpec, RunConfig
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.data.example import Example, Message
+from dylora_moe.data.example import Example
 from dylora_moe.data.sources import (
-    DatasetSpec,
     LoadedSource,
     check_path,
     load_examples,
     parse_dataset_spec,
 )
-from dylora_moe.data.tokenize import IGNORED, Tokenized, fit_to_length, quantile, tokenize_examples
+from dylora_moe.data.splits import Split, as_json, split_domain, take_subsets
+from dylora_moe.data.tokenize import (
+    Fitted,
+    Learn,
+    Overlong,
+    Tokenized,
+    fit_to_length,
+    quantile,
+    tokenize_examples,
+)
 from dylora_moe.errors import DataError
+
+_HISTOGRAM_STEPS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthQuantiles:
-    """Tokens a row, over the training and validation rows of a domain."""
+    """Tokens a row, over the training and validation rows of a domain.
+
+    Attributes:
+        minimum: Of the shortest row.
+        median: Of the row in the middle.
+        p90: What 90 % of the rows do not exceed.
+        p99: What 99 % of the rows do not exceed.
+        maximum: Of the longest row.
+        histogram: Rows in each of 16 equal steps from 0 to the maximum.
+    """
 
     minimum: int
     median: int
     p90: int
     p99: int
     maximum: int
+    histogram: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +65,12 @@ class DomainSummary:
         num_train_tokens: Tokens of the training rows.
         num_train_label_tokens: Those of them that are learned.
         lengths: Tokens a row.
+        num_test: Rows of an official test split, which nothing here reads.
+        num_unused: Rows of official splits that are for neither training, validation nor test.
         num_duplicates: Rows left out because prompt and answer were there already.
         num_leaked: Training rows left out because an official validation split has their prompt.
-        num_overlong: Rows left out under `overlong: drop`.
+        num_overlong: Rows left out for their length.
+        num_cut: Longer rows of which the beginning was kept, or that became several.
         num_bad_rows: Rows left out under `on_bad_row: skip`.
         sha256: Over the conversations used, training rows first.
     """
@@ -60,9 +83,12 @@ class DomainSummary:
     num_train_tokens: int
     num_train_label_tokens: int
     lengths: LengthQuantiles
+    num_test: int
+    num_unused: int
     num_duplicates: int
     num_leaked: int
     num_overlong: int
+    num_cut: int
     num_bad_rows: int
     sha256: str
 
@@ -99,21 +125,12 @@ class DataBundle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Split:
-    """The examples of one domain on their two sides, and how many were left out on the way."""
-
-    train: list[Example]
-    validation: list[Example]
-    num_duplicates: int
-    num_leaked: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
     """One side of a domain's split after tokenising: examples and rows in the same order."""
 
     examples: list[Example]
     rows: list[TokenizedRow]
+    fitted: Fitted
 
 
 def build_data(
@@ -121,7 +138,8 @@ def build_data(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    overlong: Literal["error", "drop"] = "error",
+    overlong: Overlong = "error",
+    learn: Learn = "answers",
     validation_split: float = 0.1,
     training_subset: float | None = None,
     eval_subset: float | None = None,
@@ -133,7 +151,8 @@ def build_data(
         datasets: Entries of a recipe; those of one domain are merged.
         tokenizer: Of the base.
         max_length: The most tokens a row may have.
-        overlong: What to do about longer rows: `error` or `drop`; they are never cut.
+        overlong: What becomes of longer rows: `error`, `drop`, `truncate` or `split`.
+        learn: Which tokens are labels: every answer of a conversation, its last answer, or all of its text.
         validation_split: Fraction of the rows to validate on, where there is no official split.
         training_subset: Percent of the training rows to use; a smaller share is part of a larger one.
         eval_subset: Percent of the validation rows to use.
@@ -145,19 +164,19 @@ def build_data(
     _check_settings(validation_split, training_subset, eval_subset, max_length, overlong)
     loaded = _load_by_domain(datasets, seed=seed)
     splits = {
-        domain: _take_subsets(
-            _split_domain(domain, sources, validation_split, seed), training_subset, eval_subset, seed
-        )
+        domain: take_subsets(split_domain(domain, sources, validation_split, seed), training_subset, eval_subset, seed)
         for domain, sources in loaded.items()
     }
     tokenized = {
-        domain: tokenize_examples([*split.train, *split.validation], tokenizer) for domain, split in splits.items()
+        domain: tokenize_examples([*split.train, *split.validation], tokenizer, learn=learn)
+        for domain, split in splits.items()
     }
-    # Over all domains, so that one error tells the length that fits them all.
-    all_rows = [row for rows in tokenized.values() for row in rows.rows]
-    fit_to_length(all_rows, max_length=max_length, overlong=overlong)
+    if overlong == "error":  # over all domains, so that one error tells the length that fits them all
+        fit_to_length(
+            [row for rows in tokenized.values() for row in rows.rows], max_length=max_length, overlong="error"
+        )
     sides = {
-        domain: _sides(domain, index, split, tokenized[domain].rows, max_length)
+        domain: _sides(domain, index, split, tokenized[domain].rows, max_length, overlong)
         for index, (domain, split) in enumerate(splits.items())
     }
     end_token_ids = tuple(sorted({token for rows in tokenized.values() for token in rows.end_token_ids}))
@@ -176,36 +195,19 @@ def build_data(
     )
 
 
-def split_by_prompt(examples: Sequence[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split into training and validation examples so that no prompt is on both sides.
-
-    The sides depend on the seed and the prompts, not on their order, and both keep the order given.
-    Validation has at most `fraction` of the examples, but at least one prompt.
-
-    Raises:
-        DataError: There are fewer than two prompts.
-    """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(_prompt_key(example), []).append(example)
-    if len(groups) < 2:
-        raise DataError(
-            f"A split needs at least two different prompts, got {len(groups)} among {len(examples)} rows. "
-            "Add rows, or merge the data set into a larger domain."
-        )
-    target = max(1, round(len(examples) * fraction))
-    target = min(target, len(examples) - 1)
-    chosen: set[str] = set()
-    num_chosen = 0
-    ordered = sorted(groups, key=lambda prompt: _rank(f"split/{seed}", prompt))
-    for prompt in ordered:
-        if num_chosen + len(groups[prompt]) <= target:
-            chosen.add(prompt)
-            num_chosen += len(groups[prompt])
-    if not chosen:
-        chosen = {min(ordered, key=lambda prompt: len(groups[prompt]))}
-    train = [example for example in examples if _prompt_key(example) not in chosen]
-    return train, [example for example in examples if _prompt_key(example) in chosen]
+def build_run_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> DataBundle:
+    """`build_data` with the settings of a run."""
+    return build_data(
+        config.datasets,
+        tokenizer,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        learn=config.learn,
+        validation_split=config.validation_split,
+        training_subset=config.training_subset,
+        eval_subset=config.eval_subset,
+        seed=config.seed,
+    )
 
 
 def _check_settings(
@@ -225,8 +227,8 @@ def _check_settings(
             raise DataError(f"{name} must be a percentage above 0 and up to 100, got {percent}.")
     if max_length < 2:
         raise DataError(f"max_length must be at least 2 tokens, got {max_length}.")
-    if overlong not in ("error", "drop"):
-        raise DataError(f"overlong must be error or drop, got {overlong!r}.")
+    if overlong not in get_args(Overlong):
+        raise DataError(f"overlong must be one of {', '.join(get_args(Overlong))}, got {overlong!r}.")
 
 
 def _load_by_domain(
@@ -243,81 +245,23 @@ def _load_by_domain(
     by_domain: dict[str, list[LoadedSource]] = {}
     for spec in specs:
         source = load_examples(spec, seed=seed)
+        if source.domain in by_domain and spec.domain is None:
+            other = by_domain[source.domain][0].where
+            raise DataError(
+                f"Data sets of one domain must say so, got {other} and {source.where}, which would both be the domain "
+                f"{source.domain!r} by their names. Give each entry a domain; those with the same one are merged."
+            )
         by_domain.setdefault(source.domain, []).append(source)
     return by_domain
 
 
-def _split_domain(domain: str, sources: Sequence[LoadedSource], fraction: float, seed: int) -> _Split:
-    """Official validation where a source has one, ours for the others; no prompt on both sides."""
-    groups = (
-        [example for source in sources for example in source.validation or ()],
-        [example for source in sources if source.validation for example in source.examples],
-        [example for source in sources if not source.validation for example in source.examples],
-    )
-    seen: set[tuple[str, str]] = set()
-    official, official_train, undivided = (_without_duplicates(group, seen) for group in groups)
-    try:
-        train, validation = split_by_prompt(undivided, fraction=fraction, seed=seed) if undivided else ([], [])
-    except DataError as error:
-        raise DataError(f"Domain {domain!r}: {error}") from error
-    validation = official + validation
-    prompts = {_prompt_key(example) for example in validation}
-    candidates = official_train + train
-    kept = [example for example in candidates if _prompt_key(example) not in prompts]
-    return _Split(
-        train=kept,
-        validation=validation,
-        num_duplicates=sum(map(len, groups)) - len(seen),
-        num_leaked=len(candidates) - len(kept),
-    )
-
-
-def _without_duplicates(examples: Iterable[Example], seen: set[tuple[str, str]]) -> list[Example]:
-    """The examples whose prompt and answer are not in `seen`, which grows by them."""
-    kept = []
-    for example in examples:
-        key = (_prompt_key(example), example.answer)
-        if key not in seen:
-            seen.add(key)
-            kept.append(example)
-    return kept
-
-
-def _take_subsets(split: _Split, training_subset: float | None, eval_subset: float | None, seed: int) -> _Split:
-    return replace(
-        split,
-        train=_subset(split.train, training_subset, seed),
-        validation=_subset(split.validation, eval_subset, seed),
-    )
-
-
-def _subset(examples: list[Example], percent: float | None, seed: int) -> list[Example]:
-    if percent is None or not examples:
-        return examples
-    number = max(1, round(len(examples) * percent / 100))
-    ranks = [_rank(f"subset/{seed}", _prompt_key(example) + example.answer) for example in examples]
-    chosen = sorted(range(len(examples)), key=ranks.__getitem__)[:number]
-    return [examples[index] for index in sorted(chosen)]
-
-
-def _rank(purpose: str, text: str) -> bytes:
-    """A place in an order that looks random, and that other rows do not change."""
-    return hashlib.sha256(f"{purpose}/{text}".encode()).digest()
-
-
-def _prompt_key(example: Example) -> str:
-    return _as_json(example.prompt)
-
-
-def _as_json(messages: Sequence[Message]) -> str:
-    return json.dumps([(message.role, message.content) for message in messages])
-
-
-def _sides(domain: str, index: int, split: _Split, rows: Sequence[Tokenized], max_length: int) -> tuple[_Side, _Side]:
-    """Training and validation side without the rows that are too long."""
+def _sides(
+    domain: str, index: int, split: Split, rows: Sequence[Tokenized], max_length: int, overlong: Overlong
+) -> tuple[_Side, _Side]:
+    """Training and validation side, of rows that fit."""
     border = len(split.train)
-    train = _side(split.train, rows[:border], index, max_length)
-    validation = _side(split.validation, rows[border:], index, max_length)
+    train = _side(split.train, rows[:border], index, max_length, overlong)
+    validation = _side(split.validation, rows[border:], index, max_length, overlong)
     for name, side in (("training", train), ("validation", validation)):
         if not side.rows:
             raise DataError(
@@ -327,23 +271,24 @@ def _sides(domain: str, index: int, split: _Split, rows: Sequence[Tokenized], ma
     return train, validation
 
 
-def _side(examples: Sequence[Example], rows: Sequence[Tokenized], domain: int, max_length: int) -> _Side:
-    kept = fit_to_length(rows, max_length=max_length, overlong="drop")
+def _side(
+    examples: Sequence[Example], rows: Sequence[Tokenized], domain: int, max_length: int, overlong: Overlong
+) -> _Side:
+    fitted = fit_to_length(rows, max_length=max_length, overlong=overlong)
     return _Side(
-        examples=[examples[index] for index in kept],
-        rows=[
-            TokenizedRow(input_ids=rows[index].input_ids, labels=rows[index].labels, domain=domain) for index in kept
-        ],
+        examples=[examples[index] for index, _ in fitted.rows],
+        rows=[TokenizedRow(input_ids=row.input_ids, labels=row.labels, domain=domain) for _, row in fitted.rows],
+        fitted=fitted,
     )
 
 
 def _summarise(
-    domain: str, sources: Sequence[LoadedSource], split: _Split, train: _Side, validation: _Side
+    domain: str, sources: Sequence[LoadedSource], split: Split, train: _Side, validation: _Side
 ) -> DomainSummary:
     lengths = sorted(len(row) for row in (*train.rows, *validation.rows))
     digest = hashlib.sha256()
     for example in (*train.examples, *validation.examples):
-        digest.update(_as_json(example.messages).encode())
+        digest.update(as_json(example.messages).encode())
     return DomainSummary(
         domain=domain,
         sources=tuple(source.where for source in sources),
@@ -351,17 +296,29 @@ def _summarise(
         num_train=len(train.rows),
         num_validation=len(validation.rows),
         num_train_tokens=sum(len(row) for row in train.rows),
-        num_train_label_tokens=sum(label != IGNORED for row in train.rows for label in row.labels),
+        num_train_label_tokens=sum(row.num_labels for _, row in train.fitted.rows),
         lengths=LengthQuantiles(
             minimum=lengths[0],
             median=quantile(lengths, 0.5),
             p90=quantile(lengths, 0.9),
             p99=quantile(lengths, 0.99),
             maximum=lengths[-1],
+            histogram=_histogram(lengths),
         ),
+        num_test=sum(len(source.test or ()) for source in sources),
+        num_unused=sum(source.num_unused for source in sources),
         num_duplicates=split.num_duplicates,
         num_leaked=split.num_leaked,
-        num_overlong=len(split.train) + len(split.validation) - len(lengths),
+        num_overlong=train.fitted.num_dropped + validation.fitted.num_dropped,
+        num_cut=train.fitted.num_cut + validation.fitted.num_cut,
         num_bad_rows=sum(source.num_bad_rows for source in sources),
         sha256=digest.hexdigest(),
     )
+
+
+def _histogram(lengths: Sequence[int]) -> tuple[int, ...]:
+    """How many of the ordered lengths lie in each of equal steps from 0 to the largest."""
+    counts = [0] * _HISTOGRAM_STEPS
+    for length in lengths:
+        counts[-(-length * _HISTOGRAM_STEPS // lengths[-1]) - 1] += 1
+    return tuple(counts)

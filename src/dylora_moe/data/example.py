@@ -26,7 +26,7 @@ class Example:
         licence: SPDX identifier of the text, or None where it is unknown.
 
     Raises:
-        DataError: A role is unknown, no user turn comes before the answer, or the answer is blank.
+        DataError: A role is unknown, no user turn comes before the answer, the answer is blank, or text is no Unicode.
     """
 
     messages: tuple[Message, ...]
@@ -52,6 +52,12 @@ class Example:
                 f"A user message must come before the answer, got roles {roles} ({self._where}). "
                 "Put the question into a user message or drop the row."
             )
+        for message in self.messages:
+            if not _is_encodable(message.content):
+                raise DataError(
+                    f"Text must be valid Unicode, got half of a surrogate pair in {message.content[:60]!r} "
+                    f"({self._where}). Mend the row or drop it."
+                )
         if not self.answer.strip():
             raise DataError(f"The answer must hold text, got {self.answer!r} ({self._where}). Drop the row.")
 
@@ -68,6 +74,15 @@ class Example:
     @property
     def _where(self) -> str:
         return f"source {self.source!r}, domain {self.domain!r}"
+
+
+def _is_encodable(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def instruction_example(

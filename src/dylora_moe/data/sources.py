@@ -6,10 +6,11 @@ A `DatasetSpec` (one entry of a recipe's `datasets`) goes in, a `LoadedSource` o
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from dylora_moe.config import DATASET_KEYS, DatasetSpec, unknown_dataset_key
 from dylora_moe.data.example import Example
 from dylora_moe.data.formats import FORMATS, detect_format, nearest, row_to_example
 from dylora_moe.data.readers import list_files, read_rows, stem_of
@@ -108,29 +109,6 @@ REGISTRY: Mapping[str, DataSource] = {source.name: source for source in _SOURCES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetSpec:
-    """One entry of a recipe's `datasets`.
-
-    Attributes:
-        name: A name in `REGISTRY`; it gives the defaults of all that follows.
-        path: A file or folder to read instead of downloading.
-        domain: The skill that the examples belong to; default: the name, or the stem of the path.
-        format: A name in `formats.FORMATS`; default: the registry's, or found by the columns.
-        num_examples: How many training examples: made (synthetic, default 300) or drawn (default all).
-        licence: SPDX identifier; default: the registry's, or unknown.
-        on_bad_row: `stop` with an error that names the rows, or `skip` and count them.
-    """
-
-    name: str | None = None
-    path: str | None = None
-    domain: str | None = None
-    format: str | None = None
-    num_examples: int | None = None
-    licence: str | None = None
-    on_bad_row: Literal["stop", "skip"] = "stop"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSource:
     """The examples of one data set.
 
@@ -187,12 +165,9 @@ def parse_dataset_spec(value: object) -> DatasetSpec:
             "An entry of datasets must be a name, a path or a mapping such as "
             f"{{path: rows.jsonl, domain: sql}}, got {type(value).__name__} {value!r}."
         )
-    known = [field.name for field in fields(DatasetSpec)]
     for key in value:
-        if key not in known:
-            raise DataError(
-                f"A key of a datasets entry must be one of {', '.join(known)}, got {key!r}.{nearest(str(key), known)}"
-            )
+        if key not in DATASET_KEYS:
+            raise DataError(unknown_dataset_key(str(key)))
     spec = DatasetSpec(**value)
     _check_fields(spec)
     return spec

@@ -1,18 +1,22 @@
-"""Example -> token ids and labels: only the answer and its end token are learned.
+"""Example -> token ids and labels: answers and their end tokens are learned, unless all is asked for.
 
-The prompt is tokenised exactly as it will be at generation, and the answer on its own after it, so that the
+A prompt is tokenised exactly as it will be at generation, and an answer on its own after it, so that the
 border between the two is the same in training and in use.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.example import Example, Message
 from dylora_moe.errors import DataError
+
+Learn = Literal["answers", "last_answer", "all"]
+Overlong = Literal["error", "drop", "truncate", "split"]
 
 IGNORED = -100  # the label that torch's cross_entropy leaves out by default
 PLAIN_TEMPLATE = (
@@ -32,17 +36,50 @@ class Tokenized:
     """One row as ids.
 
     Attributes:
-        input_ids: Prompt, answer, end token; nothing after it.
-        labels: As long as `input_ids`: `IGNORED` for the prompt, then the ids themselves.
-        prompt_length: How many ids the prompt has.
+        input_ids: The conversation up to the end token of its last answer.
+        labels: As long as `input_ids`: the id itself where it is learned, else `IGNORED`.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    prompt_length: int
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_labels(self) -> int:
+        """How many tokens are learned."""
+        return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def prompt_length(self) -> int:
+        """How many ids stand before the first that is learned."""
+        return next((i for i, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """Rows that fit a length, and what became of the others.
+
+    Attributes:
+        rows: Each with the index of the row that it is or comes from, in order.
+        num_dropped: Rows left out whole: too long under `drop`, or without a label in what was kept.
+        num_cut: Rows of which only the beginning was kept (`truncate`), or that became several (`split`).
+    """
+
+    rows: tuple[tuple[int, Tokenized], ...]
+    num_dropped: int = 0
+    num_cut: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """A stretch of a rendered conversation; an answer's is learned and may have the end token behind it."""
+
+    text: str
+    is_answer: bool = False
+    ends: bool = False
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +119,29 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.get_chat_template()
 
 
+def set_template(tokenizer: PreTrainedTokenizerBase, choice: str | None) -> None:
+    """Give a tokenizer the chat template that was chosen.
+
+    Args:
+        tokenizer: Of the base.
+        choice: `plain` for ours, a file that holds one, or None for the tokenizer's own if it has one.
+
+    Raises:
+        DataError: The file cannot be read, or holds nothing.
+    """
+    if choice == "plain":
+        tokenizer.chat_template = None
+    elif choice is not None:
+        try:
+            text = Path(choice).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"chat_template must be plain or a file of UTF-8 text, got {choice!r}: {error}.") from error
+        if not text.strip():
+            raise DataError(f"chat_template must be plain or a file that holds a template, {choice} is empty.")
+        tokenizer.chat_template = text
+    ensure_template(tokenizer)
+
+
 def _puts_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("x").input_ids[:1] == [bos]
@@ -100,8 +160,15 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, 
     return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=for_generation))
 
 
-def tokenize_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> TokenizedSet:
+def tokenize_examples(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, learn: Learn = "last_answer"
+) -> TokenizedSet:
     """Tokenise examples, without looking at their length (see `fit_to_length`).
+
+    Args:
+        examples: Conversations.
+        tokenizer: Of the base; without a chat template it is given ours.
+        learn: Which tokens are labels: every answer of a conversation, its last answer, or all of its text.
 
     Raises:
         DataError: The template fails, does not go on where the prompt ends, or no end token is known.
@@ -110,16 +177,18 @@ def tokenize_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenize
     ending = _find_ending(tokenizer)
     if not examples:
         return TokenizedSet(rows=(), end_token_ids=(ending.token_id,))
-    parts = [_prompt_and_answer(example, tokenizer, ending) for example in examples]
-    prompts = tokenizer([prompt for prompt, _ in parts], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([answer for _, answer in parts], add_special_tokens=False)["input_ids"]
-    for example, answer in zip(examples, answers, strict=True):
-        if ending.token_id in answer:
+    conversations = [_pieces(example, tokenizer, ending, learn) for example in examples]
+    texts = [piece.text for pieces in conversations for piece in pieces]
+    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    rows = []
+    for example, pieces in zip(examples, conversations, strict=True):
+        parts = [(piece, next(ids)) for piece in pieces]
+        if any(piece.is_answer and ending.token_id in part for piece, part in parts):
             raise DataError(
                 f"{_name(example)}: an answer must not contain the end token {ending.token!r}, as a model "
                 "would learn to stop there. Drop the row or spell the token differently."
             )
-    rows = [_join(prompt, answer, ending.token_id) for prompt, answer in zip(prompts, answers, strict=True)]
+        rows.append(_join(parts, ending.token_id))
     result = TokenizedSet(rows=tuple(rows), end_token_ids=(ending.token_id,))
     check_labels(result)
     return result
@@ -136,13 +205,14 @@ def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase, *, ma
     return rows[0]
 
 
-def _join(prompt: Sequence[int], answer: Sequence[int], end: int) -> Tokenized:
-    learned = (*answer, end)
-    return Tokenized(
-        input_ids=(*prompt, *learned),
-        labels=(*[IGNORED] * len(prompt), *learned),
-        prompt_length=len(prompt),
-    )
+def _join(parts: Sequence[tuple[_Piece, Sequence[int]]], end: int) -> Tokenized:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for piece, part in parts:
+        ids = [*part, end] if piece.ends else part
+        input_ids += ids
+        labels += ids if piece.learned else [IGNORED] * len(ids)
+    return Tokenized(input_ids=tuple(input_ids), labels=tuple(labels))
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -189,11 +259,35 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
 
 
-def _prompt_and_answer(example: Example, tokenizer: PreTrainedTokenizerBase, ending: _Ending) -> tuple[str, str]:
-    """The rendered prompt, and what a model must write after it, without the end token."""
+def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, ending: _Ending, learn: Learn) -> list[_Piece]:
+    """The conversation as the template writes it, cut at the borders of its answers."""
+    turns = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    pieces: list[_Piece] = []
+    done = ""
+    for turn in turns if learn == "answers" else turns[-1:]:
+        prompt, answer = _prompt_and_answer(example, turn, tokenizer, ending)
+        if not prompt.startswith(done):
+            raise DataError(
+                f"{_name(example)}: the chat template must render a conversation as its beginning with more after it, "
+                f"but writes {_parting(done, prompt)!r} where the shorter one ends in {done[-60:]!r}. Mend "
+                "tokenizer.chat_template, or learn the last answers only."
+            )
+        is_last, written = turn == turns[-1], ending.text[len(ending.learned) :].startswith(ending.token)
+        pieces.append(_Piece(text=prompt[len(done) :], learned=learn == "all"))
+        # A template that writes no end token ends a conversation by one of ours, which stands nowhere else.
+        pieces.append(_Piece(text=answer + ending.learned, is_answer=True, ends=is_last or written, learned=True))
+        done = prompt + answer + ending.learned + (ending.token if written else "")
+    return pieces
+
+
+def _prompt_and_answer(
+    example: Example, turn: int, tokenizer: PreTrainedTokenizerBase, ending: _Ending
+) -> tuple[str, str]:
+    """The rendered messages before an assistant's turn, and the turn's text without what ends it."""
+    answer = example.messages[turn].content
     try:
-        prompt = render_prompt(example.prompt, tokenizer)
-        whole = _render(example.messages, tokenizer, for_generation=False)
+        prompt = render_prompt(example.messages[:turn], tokenizer)
+        whole = _render(example.messages[: turn + 1], tokenizer, for_generation=False)
     except Exception as error:  # as in _find_ending
         raise DataError(f"{_name(example)}: the chat template refuses it ({error}).") from error
     if not whole.startswith(prompt):
@@ -202,13 +296,13 @@ def _prompt_and_answer(example: Example, tokenizer: PreTrainedTokenizerBase, end
             f"answer after it, but the prompt ends in {prompt[-60:]!r} and the conversation goes on "
             f"{_parting(prompt, whole)!r} there. Mend tokenizer.chat_template."
         )
-    answer = whole[len(prompt) :].removesuffix(ending.text)
-    if not whole.endswith(ending.text) or example.answer.strip() not in answer:
+    written = whole[len(prompt) :].removesuffix(ending.text)
+    if not whole.endswith(ending.text) or answer.strip() not in written:
         raise DataError(
             f"{_name(example)}: the chat template must write the answer as it is and {ending.text!r} after "
             f"it, got {whole[len(prompt) :][-200:]!r}. Mend tokenizer.chat_template."
         )
-    return prompt, answer + ending.learned
+    return prompt, written
 
 
 def _name(example: Example) -> str:
@@ -240,26 +334,45 @@ def check_labels(tokenized: TokenizedSet) -> None:
             )
 
 
-def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Literal["error", "drop"]) -> tuple[int, ...]:
-    """The indices of the rows to keep: nothing is ever cut.
+def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Overlong) -> Fitted:
+    """Rows of at most `max_length` tokens.
 
     Args:
         rows: Rows of any length.
         max_length: The most tokens that a row may have.
-        overlong: `error` stops if any row is longer, `drop` leaves it out.
+        overlong: What becomes of longer rows: `error` stops, `drop` leaves them out, `truncate` keeps their
+            beginning, `split` makes rows of `max_length` tokens of them. What has no label left is left out.
 
     Raises:
         DataError: A row is too long under `error`; the text says which max_length would do.
     """
-    kept = tuple(index for index, row in enumerate(rows) if len(row) <= max_length)
-    if overlong == "error" and len(kept) < len(rows):
+    kept: list[tuple[int, Tokenized]] = []
+    num_dropped = num_cut = 0
+    for index, row in enumerate(rows):
+        if len(row) <= max_length:
+            kept.append((index, row))
+            continue
+        ends = {"error": 0, "drop": 0, "truncate": max_length, "split": len(row)}[overlong]
+        parts = [part for start in range(0, ends, max_length) if (part := _part(row, start, max_length)).num_labels]
+        kept += [(index, part) for part in parts]
+        num_dropped += not parts
+        num_cut += bool(parts)
+    if overlong == "error" and num_dropped:
         lengths = sorted(map(len, rows))
         raise DataError(
-            f"Rows must have at most max_length={max_length} tokens, but {len(rows) - len(kept)} of "
+            f"Rows must have at most max_length={max_length} tokens, but {num_dropped} of "
             f"{len(rows)} have more; the longest has {lengths[-1]}. max_length={quantile(lengths, 0.99)} "
             f"fits 99 % of the rows, max_length={lengths[-1]} all. Raise it, or set overlong: drop."
         )
-    return kept
+    return Fitted(rows=tuple(kept), num_dropped=num_dropped, num_cut=num_cut)
+
+
+def _part(row: Tokenized, start: int, length: int) -> Tokenized:
+    """A stretch of a row; its first token has nothing before it to be predicted from."""
+    labels = row.labels[start : start + length]
+    if start:
+        labels = (IGNORED, *labels[1:])
+    return Tokenized(input_ids=row.input_ids[start : start + length], labels=labels)
 
 
 def quantile(ordered: Sequence[int], fraction: float) -> int:

@@ -56,6 +56,7 @@ def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
     base = load_base(
         description["base"],
         dtype=base_dtype(bf16=config.bf16, fp16=config.fp16),
+        expected_revision=description.get("base_revision"),
         load_in_4bit=config.load_in_4bit,
         progress=progress,
     )

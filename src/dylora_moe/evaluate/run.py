@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dylora_moe.data.batching import pad_token_id
-from dylora_moe.data.build import build_data
+from dylora_moe.data.build import build_run_data
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate.load import load_run
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
@@ -24,16 +24,7 @@ def evaluate_run(
     """
     trained = load_run(folder, progress=progress)
     config, model = trained.config, trained.model
-    data = build_data(
-        config.datasets,
-        trained.tokenizer,
-        max_length=config.max_length,
-        overlong=config.overlong,
-        validation_split=config.validation_split,
-        training_subset=config.training_subset,
-        eval_subset=config.eval_subset,
-        seed=config.seed,
-    )
+    data = build_run_data(config, trained.tokenizer)
     then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
     changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
     if changed:

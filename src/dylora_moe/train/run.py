@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from transformers import TrainingArguments, set_seed
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
-from dylora_moe.data.build import DataBundle, build_data
+from dylora_moe.data.build import DataBundle, build_run_data
 from dylora_moe.data.sources import check_path, parse_dataset_spec
+from dylora_moe.data.tokenize import set_template
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.load import read_config
@@ -62,6 +64,7 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
         DyLoraError: any bad setting, data, base or folder, before the first step.
     """
     stages = stages or Stages()
+    config = with_full_paths(config)
     run = RunDir(config.run_dir)
     with run.locked():
         if run.is_finished:
@@ -81,7 +84,13 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
             trainer.train()
             after = trainer.measure()
         result = _result(session, trainer, before, after, list(zip(answers, _answers(session), strict=True)))
-        save_model(session.model, run / FINAL, base_name=config.base_model, tokenizer=session.base.tokenizer)
+        save_model(
+            session.model,
+            run / FINAL,
+            base_name=config.base_model,
+            base_revision=session.base.resolved.revision,
+            tokenizer=session.base.tokenizer,
+        )
         run.write(RESULT, result)
     return result
 
@@ -92,7 +101,8 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
         check_path(parse_dataset_spec(dataset))
     dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
     base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
-    data = build_run_data(config, base)
+    set_template(base.tokenizer, config.chat_template)
+    data = build_run_data(config, base.tokenizer)
     stages.data(data)
     model = build_model(config, base)
     stages.parameters(count_parameters(model))
@@ -100,18 +110,23 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
 
 
-def build_run_data(config: RunConfig, base: LoadedBase) -> DataBundle:
-    """The rows that a run trains and validates on."""
-    return build_data(
-        config.datasets,
-        base.tokenizer,
-        max_length=config.max_length,
-        overlong=config.overlong,
-        validation_split=config.validation_split,
-        training_subset=config.training_subset,
-        eval_subset=config.eval_subset,
-        seed=config.seed,
-    )
+def with_full_paths(config: RunConfig) -> RunConfig:
+    """The same run, readable from any working directory: files and folders of base and data by their full paths."""
+    datasets = []
+    for dataset in config.datasets:
+        path = parse_dataset_spec(dataset).path
+        if path is None or not Path(path).expanduser().exists():  # a typo is told as it was written
+            datasets.append(dataset)
+        else:
+            full = str(Path(path).expanduser().absolute())
+            datasets.append(full if isinstance(dataset, str) else {**dataset, "path": full})
+    base = config.base_model
+    if not base.startswith("pypi:") and Path(base).expanduser().is_dir():
+        base = str(Path(base).expanduser().absolute())
+    template = config.chat_template
+    if template not in (None, "plain"):
+        template = str(Path(template).expanduser().absolute())
+    return config.model_copy(update={"datasets": tuple(datasets), "base_model": base, "chat_template": template})
 
 
 def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
@@ -264,7 +279,8 @@ def _start_folder(session: Session) -> None:
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
     stored = read_config(run)
-    changed = [name for name in RunConfig.model_fields if getattr(stored, name) != getattr(config, name)]
+    settings = RunConfig.model_fields.keys() - {"output_dir", "run_name"}  # they only say where it is
+    changed = [name for name in settings if getattr(stored, name) != getattr(config, name)]
     if changed:
         differences = ", ".join(f"{n} {getattr(stored, n)!r} there, {getattr(config, n)!r} here" for n in changed)
         raise RunError(

@@ -1,13 +1,13 @@
 """The model: experts, router, executions. Usable alone; needs torch, transformers and peft only."""
 
+from dylora_moe.tuner.auxiliary import AuxiliaryLosses as AuxiliaryLosses
+from dylora_moe.tuner.auxiliary import LoadWindow as LoadWindow
 from dylora_moe.tuner.config import ExpertConfig as ExpertConfig
 from dylora_moe.tuner.config import RoutingConfig as RoutingConfig
 from dylora_moe.tuner.exchange import export_expert as export_expert
 from dylora_moe.tuner.exchange import import_expert as import_expert
 from dylora_moe.tuner.exchange import load_model as load_model
 from dylora_moe.tuner.exchange import save_model as save_model
-from dylora_moe.tuner.model import AuxiliaryLosses as AuxiliaryLosses
 from dylora_moe.tuner.model import DyLoraModel as DyLoraModel
 from dylora_moe.tuner.model import Expert as Expert
-from dylora_moe.tuner.model import LoadWindow as LoadWindow
 from dylora_moe.tuner.routing import Decision as Decision

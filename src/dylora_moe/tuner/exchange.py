@@ -68,8 +68,17 @@ def written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_model(model: DyLoraModel, folder: Path, *, base_name: str, tokenizer: Any = None) -> None:
+def save_model(
+    model: DyLoraModel, folder: Path, *, base_name: str, base_revision: str | None = None, tokenizer: Any = None
+) -> None:
     """Write the mixture: `dylora_moe.json`, the router, one plain PEFT adapter an expert, and the tokenizer.
+
+    Args:
+        model: What to write.
+        folder: New or empty.
+        base_name: Base that the mixture was trained on: a hub id, a folder, or an embedded base.
+        base_revision: Its revision, as `bases.ResolvedBase` has it, for whoever loads the mixture.
+        tokenizer: Of the base, with the chat template that was trained with.
 
     Raises:
         TunerError: the folder exists and is not empty.
@@ -83,6 +92,7 @@ def save_model(model: DyLoraModel, folder: Path, *, base_name: str, tokenizer: A
         description = {
             "format": _FORMAT,
             "base": base_name,
+            "base_revision": base_revision,
             "routing": model.routing_config.to_json(),
             "experts": [asdict(expert) for expert in model.experts],
         }
@@ -92,7 +102,7 @@ def save_model(model: DyLoraModel, folder: Path, *, base_name: str, tokenizer: A
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of `dylora_moe.json`: format, base, routing, experts.
+    """The content of `dylora_moe.json`: format, base and its revision, routing, experts.
 
     Raises:
         TunerError: the folder holds no model, or one of a later format.

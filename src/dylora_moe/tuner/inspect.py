@@ -1,14 +1,20 @@
 """Finding one's way in a base model: its decoder layers, the Linears in them, and what a target setting matches."""
 
+import re
+from collections.abc import Collection
+
 from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
+from dylora_moe.tuner.config import ExpertConfig
 from dylora_moe.tuner.routed import RoutedLinear
 
 _ATTENTION_PARTS = ("attn", "attention")
+_PEFT_WORDS = {"default", "base_layer", *LoraLayer.adapter_layer_names, *LoraLayer.other_param_names}
 
 
 def decoder_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -111,3 +117,38 @@ def check_reach(base: PreTrainedModel, config: LoraConfig, tap_layer: int) -> li
                 "Build the model with tap_layer=0."
             )
     return [name for name, _ in reached]
+
+
+def check_name(base: PreTrainedModel, name: str, taken: Collection[str]) -> None:
+    """An expert's name is a folder, a key of an nn.ModuleDict, and a part of parameter names that PEFT searches.
+
+    Raises:
+        TunerError: it is taken, or cannot be all of that.
+    """
+    if name in taken:
+        raise TunerError(f"expert names must be different, got {name!r} twice.")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
+        raise TunerError(
+            f"an expert name must begin with a letter, hold only letters, digits, - and _, and be no attribute of "
+            f"nn.ModuleDict, got {name!r}."
+        )
+    parts = {part for module, _ in base.named_modules() for part in module.split(".")}
+    if name in parts or name in _PEFT_WORDS:
+        # PEFT picks an adapter's weights by the substring ".{name}." in parameter names.
+        raise TunerError(f"expert name {name!r} is also the name of a module of the base. Choose another.")
+
+
+def lora_config(base: PreTrainedModel, expert: ExpertConfig, tap_layer: int) -> LoraConfig:
+    """PEFT's configuration of a plain LoRA over the layers from the tap up."""
+    path, layers = decoder_layers(base)
+    return LoraConfig(
+        r=expert.rank,
+        lora_alpha=expert.alpha,  # type: ignore[arg-type]
+        lora_dropout=expert.dropout,
+        use_rslora=expert.use_rslora,
+        target_modules=resolve_targets(base, expert.target_modules),
+        layers_to_transform=list(range(tap_layer, len(layers))) if tap_layer else None,
+        layers_pattern=path.rpartition(".")[2] if tap_layer else None,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )

@@ -1,6 +1,5 @@
 """The model: a frozen causal language model, N LoRA experts over its Linears, and the router between them."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -8,22 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, PeftModelForCausalLM
-from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
+from dylora_moe.tuner.auxiliary import AuxiliaryLosses, LoadWindow, auxiliary_losses
 from dylora_moe.tuner.config import ExpertConfig, RoutingConfig
-from dylora_moe.tuner.inspect import check_reach, decoder_layers, layer_index, resolve_targets
+from dylora_moe.tuner.inspect import check_name, check_reach, decoder_layers, layer_index, lora_config
 from dylora_moe.tuner.routed import RoutedLinear
-from dylora_moe.tuner.router import LinearRouter, balance_loss, z_loss
+from dylora_moe.tuner.router import LinearRouter
 from dylora_moe.tuner.routing import Decision, RoutingState
 from dylora_moe.tuner.tap import Tap, find_documents, prompt_of_labels
-
-_PEFT_WORDS = {"default", "base_layer", *LoraLayer.adapter_layer_names, *LoraLayer.other_param_names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,34 +31,6 @@ class Expert:
     """0 new, 1 trained; below 1 the mixture works by dense collaboration."""
     frozen: bool = False
     """True when its weights take no more gradients."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuxiliaryLosses:
-    """Losses on the routing of the last pass, means over routers; 0-dim tensors with gradients."""
-
-    balance: Tensor
-    z: Tensor
-
-
-class LoadWindow:
-    """The load of each expert, summed over the passes of one optimizer step, for each router.
-
-    Source: the balance loss over the whole step instead of each micro-batch, arXiv 2501.11873.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[int | None, Tensor] = {}
-
-    def add(self, key: int | None, load: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
-        """Add the load of one pass; returns the share of each expert in the window so far."""
-        total = load + self._sums[key] if key in self._sums else load
-        self._sums[key] = total
-        return total / total.sum().clamp_min(1e-9)
-
-    def clear(self) -> None:
-        """Start a new optimizer step."""
-        self._sums.clear()
 
 
 class DyLoraModel(nn.Module):
@@ -103,10 +71,11 @@ class DyLoraModel(nn.Module):
         self._experts: dict[str, Expert] = {}
         base.requires_grad_(False)
         self._layers_path, self._tap_start = layers_path, routing.tap_layer
-        configs = peft_configs or [self._lora_config(base, expert_config or ExpertConfig()) for _ in experts]
+        tap, wanted = routing.tap_layer, expert_config or ExpertConfig()
+        configs = peft_configs or [lora_config(base, wanted, tap) for _ in experts]
         self.peft_model: PeftModelForCausalLM
         for name, config in zip(experts, configs, strict=True):
-            self._check_name(base, name)
+            check_name(base, name, self._experts)
             self._inject(base, name, config)
         self.tap = Tap(self.lm.get_decoder(), layers, {}, routing, self.state, self._is_dense)
         self._build_routers()
@@ -218,15 +187,7 @@ class DyLoraModel(nn.Module):
 
     def auxiliary_losses(self, window: LoadWindow) -> AuxiliaryLosses:
         """Balance and z-loss of the last pass, whose load is added to the window of the optimizer step."""
-        zero = torch.zeros((), device=self.device)
-        balance, z = [], []
-        for key, decision in self.decisions.items():
-            share = window.add(key, decision.load().sum(0))
-            balance.append(balance_loss(share, decision.probs, decision.valid))
-            z.append(z_loss(decision.logits, decision.valid))
-        if not balance:
-            return AuxiliaryLosses(balance=zero, z=zero)
-        return AuxiliaryLosses(balance=torch.stack(balance).mean(), z=torch.stack(z).mean())
+        return auxiliary_losses(self.decisions, window, self.device)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -291,9 +252,9 @@ class DyLoraModel(nn.Module):
         maturity: float = 0.0,
     ) -> None:
         """Add an untrained expert (its B is zero); those that exist keep weights, gradients and outputs."""
-        self._check_name(self.lm, name)
+        check_name(self.lm, name, self._experts)
         if peft_config is None:
-            peft_config = copy(self._first_config) if config is None else self._lora_config(self.lm, config)
+            peft_config = copy(self._first_config) if config is None else lora_config(self.lm, config, self._tap_start)
         self._inject(self.lm, name, peft_config)
         self._experts[name] = replace(self._experts[name], maturity=maturity)
         if not self.routers:
@@ -326,7 +287,7 @@ class DyLoraModel(nn.Module):
     def rename_expert(self, old: str, new: str) -> None:
         """Give an expert another name, on disk and in the API."""
         self._require(old)
-        self._check_name(self.lm, new)
+        check_name(self.lm, new, self._experts)
         for _, linear in self.routed_linears():
             for attribute in (*linear.adapter_layer_names, *linear.other_param_names):
                 table = getattr(linear, attribute)
@@ -370,35 +331,6 @@ class DyLoraModel(nn.Module):
         if name not in self._experts:
             raise TunerError(f"there is no expert {name!r}; there are {', '.join(self._experts)}.")
         return self._experts[name]
-
-    def _check_name(self, base: PreTrainedModel, name: str) -> None:
-        if name in self._experts:
-            raise TunerError(f"expert names must be different, got {name!r} twice.")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
-            raise TunerError(
-                f"an expert name must begin with a letter, hold only letters, digits, - and _, and be no attribute of "
-                f"nn.ModuleDict, got {name!r}."
-            )
-        parts = {part for module, _ in base.named_modules() for part in module.split(".")}
-        if name in parts or name in _PEFT_WORDS:
-            # PEFT picks an adapter's weights by the substring ".{name}." in parameter names.
-            raise TunerError(f"expert name {name!r} is also the name of a module of the base. Choose another.")
-
-    def _lora_config(self, base: PreTrainedModel, config: ExpertConfig) -> LoraConfig:
-        """PEFT's configuration of a plain LoRA over the layers from the tap up."""
-        path, layers = decoder_layers(base)
-        below = self._tap_start
-        return LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]
-            lora_dropout=config.dropout,
-            use_rslora=config.use_rslora,
-            target_modules=resolve_targets(base, config.target_modules),
-            layers_to_transform=list(range(below, len(layers))) if below else None,
-            layers_pattern=path.rpartition(".")[2] if below else None,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
 
     @property
     def _first_config(self) -> LoraConfig:

@@ -1,8 +1,8 @@
-"""Routers and gates: features at the tap -> logits -> weights over the experts; and the losses on routing."""
+"""Routers and gates: features at the tap -> logits -> weights over the experts."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 _EPS = 1e-6
@@ -112,23 +112,3 @@ def sparse_gates(
 def dense_gates(logits: Float[Tensor, "units experts"], temperature: float) -> Float[Tensor, "units experts"]:
     """Dense collaboration: softmax(logits / temperature) over all experts."""
     return (logits / temperature).softmax(-1)
-
-
-def balance_loss(
-    load_fraction: Float[Tensor, " experts"],
-    probs: Float[Tensor, "units experts"],
-    valid: Bool[Tensor, " units"],
-) -> Float[Tensor, ""]:
-    """N * sum over experts of f_e * P_e; 1 when balanced, N when collapsed.
-
-    f, the share of the load, carries no gradient and may cover more micro-batches than `probs` does.
-    Source: Switch Transformer, arXiv 2101.03961, eq. 4; f over the whole step: arXiv 2501.11873.
-    """
-    mean_probs = (probs * valid[:, None]).sum(0) / valid.sum().clamp_min(1)
-    return probs.shape[1] * (load_fraction.detach() * mean_probs).sum()
-
-
-def z_loss(logits: Float[Tensor, "units experts"], valid: Bool[Tensor, " units"]) -> Float[Tensor, ""]:
-    """Mean squared log-sum-exp of the logits. Source: ST-MoE, arXiv 2202.08906, eq. 5."""
-    squared = logits.logsumexp(-1).pow(2)
-    return (squared * valid).sum() / valid.sum().clamp_min(1)

@@ -1,0 +1,83 @@
+"""What a run would learn from: rows, lengths, what was left out, and every token of some rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+_LEFT_OUT = (
+    ("num_test", "of an official test split"),
+    ("num_unused", "of splits that are for nothing here"),
+    ("num_duplicates", "duplicates"),
+    ("num_leaked", "with a prompt that is validated on"),
+    ("num_overlong", "for their length"),
+    ("num_bad_rows", "that could not be read"),
+)
+_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+
+
+def show_data(console: Console, summary: Any) -> None:
+    """Rows and tokens of each domain, from a data summary record."""
+    table = Table(title="Data (rows to train and to validate on, training tokens)", title_justify="left")
+    for column in ("domain", "licence", "train", "validate", "tokens", "labelled", "longest"):
+        table.add_column(column, justify="left" if column in ("domain", "licence") else "right")
+    for domain in summary.domains:
+        share = domain.num_train_label_tokens / max(domain.num_train_tokens, 1)
+        table.add_row(
+            escape(domain.domain),
+            escape(", ".join(licence or "unknown" for licence in domain.licences)),
+            f"{domain.num_train:,}",
+            f"{domain.num_validation:,}",
+            f"{domain.num_train_tokens:,}",
+            f"{share:.0%}",
+            f"{domain.lengths.maximum:,}",
+        )
+    console.print(table)
+    for domain in summary.domains:
+        left_out = ", ".join(f"{getattr(domain, name):,} {text}" for name, text in _LEFT_OUT if getattr(domain, name))
+        if left_out:
+            console.print(f"{escape(domain.domain)}: left out {left_out}", highlight=False)
+        if domain.num_cut:
+            console.print(f"{escape(domain.domain)}: {domain.num_cut:,} rows cut to max_length", highlight=False)
+
+
+def show_lengths(console: Console, summary: Any) -> None:
+    """Tokens a row in each domain, with a small histogram."""
+    table = Table(title="Tokens a row", title_justify="left")
+    for column in ("domain", "shortest", "median", "90 %", "99 %", "longest", "0 to longest"):
+        table.add_column(column, justify="left" if column in ("domain", "0 to longest") else "right")
+    for domain in summary.domains:
+        lengths = domain.lengths
+        values = (lengths.minimum, lengths.median, lengths.p90, lengths.p99, lengths.maximum)
+        table.add_row(escape(domain.domain), *[f"{value:,}" for value in values], bars(lengths.histogram))
+    console.print(table)
+
+
+def bars(counts: Sequence[int]) -> str:
+    """One character a count, its height the count's share of the largest; a blank for none."""
+    largest = max(counts)
+    return "".join(_BARS[-(-count * len(_BARS) // largest) - 1] if count else " " for count in counts)
+
+
+def show_tokens(console: Console, title: str, tokens: Sequence[Any]) -> None:
+    """Every token of a row: learned ones in green, the prompt dim, special tokens inverted, borders by underlining."""
+    text = Text()
+    for index, token in enumerate(tokens):
+        style = "green" if token.is_learned else "dim"
+        if token.is_special:
+            style += " reverse"
+        elif index % 2:
+            style += " underline"
+        text.append(_visible(token), style=style)
+    learned = sum(token.is_learned for token in tokens)
+    console.print(f"[bold]{escape(title)}[/], {len(tokens):,} tokens, {learned:,} learned", highlight=False)
+    console.print(text, soft_wrap=True)
+    console.print()
+
+
+def _visible(token: Any) -> str:
+    """A token's text with line ends marked; special tokens between brackets where there is no colour to tell them."""
+    return token.text.replace("\r", "\u240d").replace("\n", "\u240a\n")

@@ -1,0 +1,120 @@
+"""Examples of a domain -> a training and a validation side that share no prompt, and subsets of them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from dylora_moe.data.example import Example, Message
+from dylora_moe.data.sources import LoadedSource
+from dylora_moe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The examples of one domain on their two sides, and how many were left out on the way."""
+
+    train: list[Example]
+    validation: list[Example]
+    num_duplicates: int
+    num_leaked: int
+
+
+def split_domain(domain: str, sources: Sequence[LoadedSource], fraction: float, seed: int) -> Split:
+    """Official validation where a source has one, ours for the others; no prompt on both sides."""
+    groups = (
+        [example for source in sources for example in source.validation or ()],
+        [example for source in sources if source.validation for example in source.examples],
+        [example for source in sources if not source.validation for example in source.examples],
+    )
+    seen: set[tuple[str, str]] = set()
+    official, official_train, undivided = (_without_duplicates(group, seen) for group in groups)
+    try:
+        train, validation = split_by_prompt(undivided, fraction=fraction, seed=seed) if undivided else ([], [])
+    except DataError as error:
+        raise DataError(f"Domain {domain!r}: {error}") from error
+    validation = official + validation
+    prompts = {_prompt_key(example) for example in validation}
+    candidates = official_train + train
+    kept = [example for example in candidates if _prompt_key(example) not in prompts]
+    return Split(
+        train=kept,
+        validation=validation,
+        num_duplicates=sum(map(len, groups)) - len(seen),
+        num_leaked=len(candidates) - len(kept),
+    )
+
+
+def _without_duplicates(examples: Iterable[Example], seen: set[tuple[str, str]]) -> list[Example]:
+    """The examples whose prompt and answer are not in `seen`, which grows by them."""
+    kept = []
+    for example in examples:
+        key = (_prompt_key(example), example.answer)
+        if key not in seen:
+            seen.add(key)
+            kept.append(example)
+    return kept
+
+
+def take_subsets(split: Split, training_subset: float | None, eval_subset: float | None, seed: int) -> Split:
+    """Keep these percentages of the two sides, all where None; a smaller share is part of a larger one."""
+    return replace(
+        split,
+        train=_subset(split.train, training_subset, seed),
+        validation=_subset(split.validation, eval_subset, seed),
+    )
+
+
+def _subset(examples: list[Example], percent: float | None, seed: int) -> list[Example]:
+    if percent is None or not examples:
+        return examples
+    number = max(1, round(len(examples) * percent / 100))
+    ranks = [_rank(f"subset/{seed}", _prompt_key(example) + example.answer) for example in examples]
+    chosen = sorted(range(len(examples)), key=ranks.__getitem__)[:number]
+    return [examples[index] for index in sorted(chosen)]
+
+
+def split_by_prompt(examples: Sequence[Example], *, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split into training and validation examples so that no prompt is on both sides.
+
+    The sides depend on the seed and the prompts, not on their order, and both keep the order given.
+    Validation has at most `fraction` of the examples, but at least one prompt.
+
+    Raises:
+        DataError: There are fewer than two prompts.
+    """
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(_prompt_key(example), []).append(example)
+    if len(groups) < 2:
+        raise DataError(
+            f"A split needs at least two different prompts, got {len(groups)} among {len(examples)} rows. "
+            "Add rows, or merge the data set into a larger domain."
+        )
+    target = max(1, round(len(examples) * fraction))
+    target = min(target, len(examples) - 1)
+    chosen: set[str] = set()
+    num_chosen = 0
+    ordered = sorted(groups, key=lambda prompt: _rank(f"split/{seed}", prompt))
+    for prompt in ordered:
+        if num_chosen + len(groups[prompt]) <= target:
+            chosen.add(prompt)
+            num_chosen += len(groups[prompt])
+    if not chosen:
+        chosen = {min(ordered, key=lambda prompt: len(groups[prompt]))}
+    train = [example for example in examples if _prompt_key(example) not in chosen]
+    return train, [example for example in examples if _prompt_key(example) in chosen]
+
+
+def _rank(purpose: str, text: str) -> bytes:
+    """A place in an order that looks random, and that other rows do not change."""
+    return hashlib.sha256(f"{purpose}/{text}".encode()).digest()
+
+
+def _prompt_key(example: Example) -> str:
+    return as_json(example.prompt)
+
+
+def as_json(messages: Sequence[Message]) -> str:
+    """Messages as one text, for hashes and comparisons."""
+    return json.dumps([(message.role, message.content) for message in messages])

@@ -1,0 +1,73 @@
+"""Losses on the routing itself, beside the loss of the language model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dylora_moe.tuner.routing import Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryLosses:
+    """Losses on the routing of the last pass, means over routers; 0-dim tensors with gradients."""
+
+    balance: Tensor
+    z: Tensor
+
+
+class LoadWindow:
+    """The load of each expert, summed over the passes of one optimizer step, for each router.
+
+    Source: the balance loss over the whole step instead of each micro-batch, arXiv 2501.11873.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int | None, Tensor] = {}
+
+    def add(self, key: int | None, load: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
+        """Add the load of one pass; returns the share of each expert in the window so far."""
+        total = load + self._sums[key] if key in self._sums else load
+        self._sums[key] = total
+        return total / total.sum().clamp_min(1e-9)
+
+    def clear(self) -> None:
+        """Start a new optimizer step."""
+        self._sums.clear()
+
+
+def auxiliary_losses(
+    decisions: Mapping[int | None, Decision], window: LoadWindow, device: torch.device
+) -> AuxiliaryLosses:
+    """Means over routers; zeros where there are none."""
+    balance, z = [], []
+    for key, decision in decisions.items():
+        share = window.add(key, decision.load().sum(0))
+        balance.append(balance_loss(share, decision.probs, decision.valid))
+        z.append(z_loss(decision.logits, decision.valid))
+    if not balance:
+        zero = torch.zeros((), device=device)
+        return AuxiliaryLosses(balance=zero, z=zero)
+    return AuxiliaryLosses(balance=torch.stack(balance).mean(), z=torch.stack(z).mean())
+
+
+def balance_loss(
+    load_fraction: Float[Tensor, " experts"],
+    probs: Float[Tensor, "units experts"],
+    valid: Bool[Tensor, " units"],
+) -> Float[Tensor, ""]:
+    """N * sum over experts of f_e * P_e; 1 when balanced, N when collapsed.
+
+    f, the share of the load, carries no gradient and may cover more micro-batches than `probs` does.
+    Source: Switch Transformer, arXiv 2101.03961, eq. 4; f over the whole step: arXiv 2501.11873.
+    """
+    mean_probs = (probs * valid[:, None]).sum(0) / valid.sum().clamp_min(1)
+    return probs.shape[1] * (load_fraction.detach() * mean_probs).sum()
+
+
+def z_loss(logits: Float[Tensor, "units experts"], valid: Bool[Tensor, " units"]) -> Float[Tensor, ""]:
+    """Mean squared log-sum-exp of the logits. Source: ST-MoE, arXiv 2202.08906, eq. 5."""
+    squared = logits.logsumexp(-1).pow(2)
+    return (squared * valid).sum() / valid.sum().clamp_min(1)

@@ -1,0 +1,63 @@
+"""What is told about data: rows left out by reason, lengths as bars, tokens by what is learned."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dylora_moe.cli.show_data import bars, show_data, show_tokens
+
+LEFT_OUT = ("num_test", "num_unused", "num_duplicates", "num_leaked", "num_overlong", "num_bad_rows")
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=300, force_terminal=True, color_system="standard")
+
+
+def printed(console: Console) -> str:
+    file: Any = console.file
+    return file.getvalue()
+
+
+def domain(name: str, **counts: int) -> SimpleNamespace:
+    made = dict.fromkeys((*LEFT_OUT, "num_cut"), 0) | {"num_train": 4, "num_validation": 1, "num_train_tokens": 40}
+    made |= {"num_train_label_tokens": 10} | counts
+    return SimpleNamespace(domain=name, licences=("MIT", None), lengths=SimpleNamespace(maximum=9), **made)
+
+
+def test_rows_left_out_are_named_with_their_reason() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    show_data(
+        console, SimpleNamespace(domains=[domain("some", num_test=1234, num_leaked=2, num_cut=3), domain("none")])
+    )
+    lines = printed(console).splitlines()
+    assert [line for line in lines if line.startswith(("some:", "none:"))] == [
+        "some: left out 1,234 of an official test split, 2 with a prompt that is validated on",
+        "some: 3 rows cut to max_length",
+    ]
+    assert "25%" in printed(console) and "MIT, unknown" in printed(console)
+
+
+def test_every_reason_is_told(console: Console) -> None:
+    show_data(console, SimpleNamespace(domains=[domain("all", **{name: 7 for name in LEFT_OUT})]))
+    (line,) = (line for line in printed(console).splitlines() if "left out" in line)
+    assert line.count("7 ") == len(LEFT_OUT)
+
+
+def test_bars_are_as_high_as_their_counts() -> None:
+    assert bars((0, 1, 4, 8)) == " \u2581\u2584\u2588"
+    assert bars((1, 1000)) == "\u2581\u2588", "something is never nothing"
+
+
+def test_tokens_show_what_is_learned_and_what_is_special(console: Console) -> None:
+    def token(text: str, is_learned: bool, is_special: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(text=text, is_learned=is_learned, is_special=is_special)
+
+    tokens = [token("Add\n", False), token(" two", True), token("<eos>", True, True)]
+    show_tokens(console, "sums", tokens)
+    text = printed(console)
+    assert "3 tokens, 2 learned" in text
+    assert "\x1b[2mAdd\u240a" in text and "\x1b[4;32m two" in text and "\x1b[7;32m<eos>" in text

@@ -1,0 +1,31 @@
+"""Two sides that share no prompt and lose no row."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dylora_moe.data.example import instruction_example
+from dylora_moe.data.splits import split_by_prompt
+
+
+@given(
+    prompts=st.lists(st.integers(0, 12), min_size=2, max_size=60).filter(lambda items: len(set(items)) > 1),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_split_shares_no_prompt_and_loses_no_row(prompts, fraction, seed):
+    examples = [
+        instruction_example(f"p{prompt}", f"a{index}", domain="d", source="s") for index, prompt in enumerate(prompts)
+    ]
+    train, validation = split_by_prompt(examples, fraction=fraction, seed=seed)
+    assert train and validation
+    assert not {e.prompt for e in train} & {e.prompt for e in validation}
+    assert sorted([e.answer for e in train + validation]) == sorted(e.answer for e in examples)
+    backwards = split_by_prompt(examples[::-1], fraction=fraction, seed=seed)
+    assert (backwards[0][::-1], backwards[1][::-1]) == (train, validation)
+
+
+def test_a_split_of_distinct_prompts_has_the_fraction():
+    examples = [instruction_example(f"p{n}", "a", domain="d", source="s") for n in range(1000)]
+    train, validation = split_by_prompt(examples, fraction=0.1, seed=0)
+    assert (len(train), len(validation)) == (900, 100)
