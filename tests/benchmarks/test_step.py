@@ -53,7 +53,7 @@ def record(
         "experts": experts,
         "top_k": top_k,
         "median_s": seconds,
-        "ratio": {"median": seconds},
+        "ratio": {"paired": seconds},
         "saved_ratio": saved,
     }
 
