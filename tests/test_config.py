@@ -17,6 +17,7 @@ ALL_CHANGED: dict[str, Any] = {
     "run_name": "a.b-c_1",
     "seed": 5,
     "datasets": ["requests", {"path": "rows.jsonl", "domain": "\u00e9", "num_examples": 3}],
+    "data_registry": {"mine": {"path": "rows.jsonl"}},
     "validation_split": 0.25,
     "training_subset": 12.5,
     "eval_subset": 50,

@@ -26,6 +26,8 @@ class DatasetSpec:
         num_examples: How many training examples: made (synthetic, default 300) or drawn (default all).
         licence: SPDX identifier; default: the registry's, or unknown.
         on_bad_row: `stop` with an error that names the rows, or `skip` and count them.
+        columns: Field of the format -> column of the data, where they differ: {prompt: question, answer: reply}.
+        keep_all: Use all rows of a registry entry, also those that its filter leaves out.
     """
 
     name: str | None = None
@@ -35,6 +37,8 @@ class DatasetSpec:
     num_examples: int | None = None
     licence: str | None = None
     on_bad_row: Literal["stop", "skip"] = "stop"
+    columns: Mapping[str, str] | None = None
+    keep_all: bool = False
 
 
 DATASET_KEYS = tuple(field.name for field in fields(DatasetSpec))
@@ -61,6 +65,9 @@ class RunConfig(BaseModel):
 
     datasets: tuple[str | dict[str, Any], ...] = Field(default=("requests", "stripe", "flask"), min_length=1)
     """Data sets: registry names, paths, or mappings (name, path, domain, format, num_examples). As a flag: a,b,c."""
+
+    data_registry: str | dict[str, dict[str, Any]] | None = None
+    """Own data sets to name in datasets: a YAML file of entries (docs/datasets.md), or the entries themselves."""
 
     validation_split: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts of each data set that is kept for validation where it has no official split."""

@@ -58,7 +58,7 @@ def test_a_row_without_an_answer(refused: Run, rows: Run) -> None:
 
 def test_rows_of_no_known_format(refused: Run, rows: Run) -> None:
     text = refused(datasets=rows([{"frage": "a", "antwort": "b"}]))
-    assert "frage, antwort" in text and "alpaca (instruction, output|response)" in text
+    assert "frage, antwort" in text and "alpaca (instruction, input, output|response)" in text
 
 
 def test_a_format_that_does_not_exist(refused: Run, tiny_rows: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import finish, start_python
 
-VERBS = ("train", "evaluate", "chat", "experts")
+VERBS = ("train", "evaluate", "chat", "experts", "data")
 HELP = """
 import sys, time
 from dylora_moe.cli.main import main
@@ -43,7 +43,8 @@ def test_help_names_every_verb_and_what_it_does(dylora: Callable[..., Any]) -> N
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_every_leaf_prints_json(dylora: Callable[..., Any], verb: str) -> None:
     assert dylora(verb, "--help").code == 0
-    for leaf in [(verb,)] if verb != "experts" else [("experts", "list"), ("experts", "export")]:
+    groups = {"experts": [("experts", "list"), ("experts", "export")], "data": [("data", "list")]}
+    for leaf in groups.get(verb, [(verb,)]):
         assert "--json" in dylora(*leaf, "--help").out
 
 

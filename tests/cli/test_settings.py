@@ -17,6 +17,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "run_name": ("other", "other"),
     "seed": ("7", 7),
     "datasets": ("requests, rows.jsonl", ("requests", "rows.jsonl")),
+    "data_registry": ("own.yaml", "own.yaml"),
     "validation_split": ("0.5", 0.5),
     "training_subset": ("10", 10.0),
     "eval_subset": ("12.5", 12.5),

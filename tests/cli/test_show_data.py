@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dylora_moe.cli.show_data import bars, show_data, show_tokens
 
-LEFT_OUT = ("num_test", "num_unused", "num_duplicates", "num_leaked", "num_overlong", "num_bad_rows")
+LEFT_OUT = ("num_filtered", "num_test", "num_unused", "num_duplicates", "num_leaked", "num_overlong", "num_bad_rows")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def printed(console: Console) -> str:
 def domain(name: str, **counts: int) -> SimpleNamespace:
     made = dict.fromkeys((*LEFT_OUT, "num_cut"), 0) | {"num_train": 4, "num_validation": 1, "num_train_tokens": 40}
     made |= {"num_train_label_tokens": 10} | counts
-    return SimpleNamespace(domain=name, licences=("MIT", None), lengths=SimpleNamespace(maximum=9), **made)
+    return SimpleNamespace(domain=name, licences=("MIT", None), formats=(), lengths=SimpleNamespace(maximum=9), **made)
 
 
 def test_rows_left_out_are_named_with_their_reason() -> None:

@@ -11,6 +11,10 @@ from dylora_moe.data.sources import (
     REGISTRY,
     DatasetSpec,
     DataSource,
+    FoundFormat,
+    SourceReader,
+    check_path,
+    extend_registry,
     load_examples,
     parse_dataset_spec,
 )
@@ -72,6 +76,9 @@ def test_entries_are_parsed(value, spec):
         ({"path": "r", "num_examples": True}, "at least 1"),
         ({"path": "r", "num_examples": "3"}, "at least 1"),
         ({"path": "r", "on_bad_row": "ignore"}, "stop or skip"),
+        ({"path": "r", "keep_all": "yes"}, "true or false"),
+        ({"path": "r", "columns": ["prompt"]}, "must map names to names"),
+        ({"path": "r", "columns": {"prompt": 3}}, "must map names to names"),
         (DatasetSpec(name="mpbb"), "Did you mean 'mbpp'?"),
     ],
 )
@@ -209,6 +216,169 @@ def test_an_unreachable_hub_says_to_give_a_local_file(tmp_path, monkeypatch):
         load("mbpp")
     assert "google-research-datasets/mbpp" in str(caught.value)
     assert "{name: mbpp, path: mbpp.jsonl}" in str(caught.value)
+
+
+def test_bad_rows_are_handed_out_as_they_were_read(tmp_path):
+    rows = [*pairs(range(3)), {"prompt": "question 3", "completion": " ", "id": 7}]
+    file = lines(tmp_path / "sql.jsonl", rows)
+    file.write_text(file.read_text() + "\nno json")
+    empty, broken = load({"path": str(file), "on_bad_row": "skip"}).bad_rows
+    assert (empty.where, empty.row) == (f"{file}, line 4", rows[3])
+    assert empty.reason.startswith("field 'completion' (the answer) must hold text")
+    assert (broken.where, broken.row) == (f"{file}, line 5, column 1", "no json")
+    with pytest.raises(DataError, match=r"2 of 5 do not(?s:.*)line 4: field(?s:.*)line 5, column 1: not valid JSON"):
+        load(str(file))
+
+
+def test_what_was_detected_is_kept(tmp_path):
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "input": "c"}, *pairs(range(2))]
+    file = str(lines(tmp_path / "mixed.jsonl", rows))
+    assert load(file).formats == (
+        FoundFormat(format="evol", given=False, columns=("instruction", "output"), num_rows=1),
+        FoundFormat(format="alpaca", given=False, columns=("instruction", "output", "input"), num_rows=1),
+        FoundFormat(format="prompt_completion", given=False, columns=("prompt", "completion"), num_rows=2),
+    )
+    [found] = load({"path": file, "format": "evol", "on_bad_row": "skip"}).formats
+    assert (found.format, found.given, found.num_rows) == ("evol", True, 2)
+
+
+def test_columns_are_mapped(tmp_path):
+    rows = [{"question": f"q {n}", "reply": f"r {n}", "prompt": "unused"} for n in range(3)]
+    source = load(
+        {"path": str(lines(tmp_path / "r.jsonl", rows)), "columns": {"prompt": "question", "answer": "reply"}}
+    )
+    assert [(example.prompt[0].content, example.answer) for example in source.examples] == [
+        (f"q {n}", f"r {n}") for n in range(3)
+    ]
+    assert source.formats[0].columns == ("prompt", "answer")
+
+
+def test_a_map_of_columns_that_are_not_there_stops(tmp_path):
+    rows = [*pairs(range(2)), {"prompt": "a"}]
+    file = str(lines(tmp_path / "r.jsonl", rows))
+    with pytest.raises(DataError) as caught:
+        load({"path": file, "columns": {"completion": "reply"}, "on_bad_row": "skip"})
+    expected = f"{file}, line 1: columns must name columns of the file, got 'reply'; the row has prompt, completion."
+    assert str(caught.value).startswith(expected)
+    source = load({"path": file, "columns": {"answer": "completion"}, "on_bad_row": "skip"})
+    assert len(source.examples) == 2 and source.bad_rows[0].where.endswith("line 3")
+
+
+def test_swapped_columns_stop_and_the_map_it_gives_mends_them(tmp_path):
+    english = ["Who told you that Tom did that?", "Tom didn't return my phone calls."]
+    italian = ["Chi le ha detto che Tom l'ha fatto?", "Tom non rispose alle mie telefonate."]
+    rows = [{"italian": a, "english": b} for a, b in zip(english, italian, strict=True)]
+    file = str(lines(tmp_path / "pairs.jsonl", rows))
+    with pytest.raises(DataError, match=r"columns: \{italian: english, english: italian\}"):
+        load(file)
+    source = load({"path": file, "columns": {"italian": "english", "english": "italian"}})
+    assert [example.answer for example in source.examples] == italian
+    # In a folder every file is looked at, and not the first rows alone.
+    lines(tmp_path / "many.jsonl", pairs(range(300)))
+    with pytest.raises(DataError, match=r"pairs\.jsonl: columns 'italian' and 'english'"):
+        load(str(tmp_path))
+
+
+def test_labels_beside_the_file_are_used(tmp_path):
+    (tmp_path / "labels.json").write_text('["no", "yes"]')
+    lines(tmp_path / "train.jsonl", [{"sentence": "a", "label": 1}, {"sentence": "b", "label": "no"}])
+    lines(tmp_path / "test.jsonl", [{"sentence": "c", "label": "yes"}])
+    source = load(str(tmp_path))
+    assert [example.answer for example in source.examples] == ["yes", "no"]
+    assert "Labels: no, yes" in source.test[0].prompt[0].content
+    lines(tmp_path / "train.jsonl", [{"sentence": "a", "label": 1}, {"sentence": "b", "label": "maybe"}])
+    [bad] = load({"path": str(tmp_path), "on_bad_row": "skip"}).bad_rows
+    assert bad.row == {"sentence": "b", "label": "maybe"}
+
+
+CODE = [
+    {"instruction": "Write a Python program", "input": "", "output": "print(1)"},
+    {"instruction": "Add two numbers", "input": "", "output": "def add(a, b):\n    return a + b"},
+    {"instruction": "Add two numbers", "input": "", "output": "function add(a, b) { return a + b }"},
+    {"instruction": "Write a Ruby method", "input": "", "output": "def add(a, b)\n  a + b\nend"},
+]
+
+
+def test_code_alpaca_is_its_python_rows(tmp_path):
+    file = str(lines(tmp_path / "rows.jsonl", CODE))
+    source = load({"name": "code_alpaca", "path": file})
+    assert [example.answer for example in source.examples] == [row["output"] for row in CODE[:2]]
+    assert source.num_filtered == 2
+    assert len(load({"name": "code_alpaca", "path": file, "keep_all": True}).examples) == 4
+    assert len(load(file).examples) == 4
+    with pytest.raises(DataError, match="left out 2 rows; keep_all: true uses them"):
+        load({"name": "code_alpaca", "path": str(lines(tmp_path / "rows.jsonl", CODE[2:]))})
+
+
+def test_a_local_copy_may_have_the_names_of_the_hub_or_of_the_format(tmp_path):
+    for row in ({"query": "a", "answer": "b", "lang": "python"}, {"prompt": "a", "completion": "b"}):
+        file = str(lines(tmp_path / "rows.jsonl", [row]))
+        [example] = load({"name": "code_feedback", "path": file}).examples
+        assert (example.prompt[0].content, example.answer) == ("a", "b")
+
+
+def test_own_entries_are_read_by_name(tmp_path):
+    rows = [{"q": "refund?", "r": "yes"}, {"q": "hello?", "r": "no"}]
+    entry = {
+        "path": "t.jsonl",
+        "columns": {"prompt": "q", "answer": "r"},
+        "keep": {"q": "refund"},
+        "domain": "help",
+        "licence": "MIT",
+    }
+    lines(tmp_path / "t.jsonl", rows)
+    registry = extend_registry({"tickets": entry}, folder=tmp_path)
+    spec = parse_dataset_spec("tickets", registry)
+    check_path(spec, registry)
+    source = load_examples(spec, seed=0, registry=registry)
+    assert [example.answer for example in source.examples] == ["yes"]
+    assert (source.domain, source.licence, source.num_filtered) == ("help", "MIT", 1)
+    assert source.examples[0].source == "tickets"
+    (tmp_path / "t.jsonl").unlink()
+    with pytest.raises(DataError, match=r"existing file or folder, got .*t\.jsonl"):
+        check_path(spec, registry)
+
+
+def test_a_data_set_that_no_hub_has_says_what_to_give():
+    for call in (check_path, lambda spec: load_examples(spec, seed=0)):
+        with pytest.raises(DataError, match=r"github.com/kstats/CIMA \(dataset.json\).*\{name: cima, path: the file\}"):
+            call(parse_dataset_spec("cima"))
+
+
+def test_a_reader_gives_one_example_at_a_time(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n')
+    reader = SourceReader(parse_dataset_spec(str(file)), seed=0)
+    items = iter(reader)
+    first = next(items)
+    assert (first.split, first.where, first.example.answer) == ("train", f"{file}, line 1", "b")
+    with pytest.raises(DataError, match="line 2: field 'completion'"):
+        next(items)
+    assert [len(list(SourceReader(parse_dataset_spec("flask"), seed=0))) for _ in range(2)] == [300, 300]
+
+
+@needs_shared
+def test_the_real_files_of_every_folder():
+    """Examples counted by hand (see each folder's flaws in shared/data/README.md)."""
+    expected = {
+        "cima": (3315, None),
+        "dolly": (151, None),
+        "evol_instruct": (1966, None),
+        "python_codes_25k/python-codes-25k.fixed.json": (103, None),
+        "sharegpt": (500, None),
+        "formats/glaive_toolcall_en_demo.json": (300, None),
+        "formats/v1_sft_demo.jsonl": (500, None),
+        "formats/identity.json": (91, None),
+        "tatoeba/tatoeba.ita-eng.ita": (1000, None),
+        "wikisql": (1000, 100),
+        "continual/agnews": (2000, 500),
+    }
+    for name, (num_train, num_test) in expected.items():
+        source = load(str(SHARED / name))
+        assert (len(source.examples), source.test and len(source.test)) == (num_train, num_test), name
+    with pytest.raises(DataError, match=r"italian_sentences\.json: .*columns: \{italian: english, english: italian\}"):
+        load(str(SHARED / "tatoeba"))
+    assert load({"path": str(SHARED / "alpaca"), "on_bad_row": "skip"}).num_bad_rows == 2
 
 
 @needs_shared

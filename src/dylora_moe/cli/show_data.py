@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 _LEFT_OUT = (
+    ("num_filtered", "by the filter of their entry"),
     ("num_test", "of an official test split"),
     ("num_unused", "of splits that are for nothing here"),
     ("num_duplicates", "duplicates"),
@@ -40,6 +41,8 @@ def show_data(console: Console, summary: Any) -> None:
         left_out = ", ".join(f"{getattr(domain, name):,} {text}" for name, text in _LEFT_OUT if getattr(domain, name))
         if left_out:
             console.print(f"{escape(domain.domain)}: left out {left_out}", highlight=False)
+        if domain.formats:
+            console.print(f"{escape(domain.domain)}: read as {escape('; '.join(domain.formats))}", highlight=False)
         if domain.num_cut:
             console.print(f"{escape(domain.domain)}: {domain.num_cut:,} rows cut to max_length", highlight=False)
 

@@ -10,7 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from dylora_moe.config import DatasetSpec, RunConfig
 from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.example import Example
+from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
 from dylora_moe.data.sources import (
+    BadRow,
+    FoundFormat,
     LoadedSource,
     check_path,
     load_examples,
@@ -65,6 +68,8 @@ class DomainSummary:
         num_train_tokens: Tokens of the training rows.
         num_train_label_tokens: Those of them that are learned.
         lengths: Tokens a row.
+        formats: What the rows were read as, and whether that was given or found by their columns.
+        num_filtered: Rows that a filter of the registry leaves out.
         num_test: Rows of an official test split, which nothing here reads.
         num_unused: Rows of official splits that are for neither training, validation nor test.
         num_duplicates: Rows left out because prompt and answer were there already.
@@ -83,6 +88,8 @@ class DomainSummary:
     num_train_tokens: int
     num_train_label_tokens: int
     lengths: LengthQuantiles
+    formats: tuple[str, ...]
+    num_filtered: int
     num_test: int
     num_unused: int
     num_duplicates: int
@@ -113,6 +120,7 @@ class DataBundle:
         validation_examples: The examples behind `validation`, in the same order.
         domains: Their names; a row's `domain` is an index into this.
         end_token_ids: Generation stops on these.
+        bad_rows: Rows that could not be read, by domain.
         summary: What went in.
     """
 
@@ -121,6 +129,7 @@ class DataBundle:
     validation_examples: dict[str, list[Example]]
     domains: tuple[str, ...]
     end_token_ids: tuple[int, ...]
+    bad_rows: dict[str, tuple[BadRow, ...]]
     summary: DataSummary
 
 
@@ -137,6 +146,7 @@ def build_data(
     datasets: Sequence[str | Mapping[str, object] | DatasetSpec],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    registry: Mapping[str, DataSource] = REGISTRY,
     max_length: int,
     overlong: Overlong = "error",
     learn: Learn = "answers",
@@ -150,6 +160,7 @@ def build_data(
     Args:
         datasets: Entries of a recipe; those of one domain are merged.
         tokenizer: Of the base.
+        registry: What names of data sets mean.
         max_length: The most tokens a row may have.
         overlong: What becomes of longer rows: `error`, `drop`, `truncate` or `split`.
         learn: Which tokens are labels: every answer of a conversation, its last answer, or all of its text.
@@ -162,7 +173,7 @@ def build_data(
         DataError: Nothing to train on, a bad file or row, a row too long, or a domain too small to split.
     """
     _check_settings(validation_split, training_subset, eval_subset, max_length, overlong)
-    loaded = _load_by_domain(datasets, seed=seed)
+    loaded = _load_by_domain(datasets, registry, seed=seed)
     splits = {
         domain: take_subsets(split_domain(domain, sources, validation_split, seed), training_subset, eval_subset, seed)
         for domain, sources in loaded.items()
@@ -186,6 +197,7 @@ def build_data(
         validation_examples={domain: validation.examples for domain, (_, validation) in sides.items()},
         domains=tuple(sides),
         end_token_ids=end_token_ids,
+        bad_rows={domain: tuple(bad for source in loaded[domain] for bad in source.bad_rows) for domain in sides},
         summary=DataSummary(
             domains=tuple(_summarise(name, loaded[name], splits[name], *sides[name]) for name in sides),
             seed=seed,
@@ -200,6 +212,7 @@ def build_run_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Dat
     return build_data(
         config.datasets,
         tokenizer,
+        registry=registry_of(config.data_registry),
         max_length=config.max_length,
         overlong=config.overlong,
         learn=config.learn,
@@ -232,19 +245,19 @@ def _check_settings(
 
 
 def _load_by_domain(
-    datasets: Sequence[str | Mapping[str, object] | DatasetSpec], *, seed: int
+    datasets: Sequence[str | Mapping[str, object] | DatasetSpec], registry: Mapping[str, DataSource], *, seed: int
 ) -> dict[str, list[LoadedSource]]:
     if isinstance(datasets, str) or not datasets:
         raise DataError(
             f"datasets must be a list of at least one name, path or mapping, got {datasets!r}. "
             "For instance: [requests, stripe, flask]."
         )
-    specs = [parse_dataset_spec(value) for value in datasets]
+    specs = [parse_dataset_spec(value, registry) for value in datasets]
     for spec in specs:
-        check_path(spec)
+        check_path(spec, registry)
     by_domain: dict[str, list[LoadedSource]] = {}
     for spec in specs:
-        source = load_examples(spec, seed=seed)
+        source = load_examples(spec, seed=seed, registry=registry)
         if source.domain in by_domain and spec.domain is None:
             other = by_domain[source.domain][0].where
             raise DataError(
@@ -305,6 +318,8 @@ def _summarise(
             maximum=lengths[-1],
             histogram=_histogram(lengths),
         ),
+        formats=tuple(dict.fromkeys(_describe(found) for source in sources for found in source.formats)),
+        num_filtered=sum(source.num_filtered for source in sources),
         num_test=sum(len(source.test or ()) for source in sources),
         num_unused=sum(source.num_unused for source in sources),
         num_duplicates=split.num_duplicates,
@@ -314,6 +329,10 @@ def _summarise(
         num_bad_rows=sum(source.num_bad_rows for source in sources),
         sha256=digest.hexdigest(),
     )
+
+
+def _describe(found: FoundFormat) -> str:
+    return f"{found.format} ({'given' if found.given else 'by columns ' + ', '.join(found.columns)})"
 
 
 def _histogram(lengths: Sequence[int]) -> tuple[int, ...]:

@@ -112,7 +112,9 @@ def _rank(purpose: str, text: str) -> bytes:
 
 
 def _prompt_key(example: Example) -> str:
-    return as_json(example.prompt)
+    """What keeps examples on one side; texts without a prompt have none in common."""
+    has_prompt = any(message.content.strip() for message in example.prompt if message.role == "user")
+    return as_json(example.prompt if has_prompt else example.messages)
 
 
 def as_json(messages: Sequence[Message]) -> str:

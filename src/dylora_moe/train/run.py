@@ -14,6 +14,7 @@ from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import DataBundle, build_run_data
+from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.data.tokenize import set_template
 from dylora_moe.errors import ConfigError, RunError
@@ -22,7 +23,7 @@ from dylora_moe.evaluate.load import read_config
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.evaluate.routing import RoutingReport
-from dylora_moe.run_dir import CONFIG, DATA, ENVIRONMENT, FINAL, RESULT, ROUTING, SAMPLES, RunDir, environment
+from dylora_moe.run_dir import CONFIG, DATA, ENVIRONMENT, FINAL, REMOVED, RESULT, ROUTING, SAMPLES, RunDir, environment
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.record import RecordMetrics
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
@@ -97,8 +98,9 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     """Base, data and model, each shown and checked; nothing is written yet."""
+    registry = registry_of(config.data_registry)
     for dataset in config.datasets:  # a typo costs no download
-        check_path(parse_dataset_spec(dataset))
+        check_path(parse_dataset_spec(dataset, registry), registry)
     dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
     base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
     set_template(base.tokenizer, config.chat_template)
@@ -112,21 +114,29 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
 
 def with_full_paths(config: RunConfig) -> RunConfig:
     """The same run, readable from any working directory: files and folders of base and data by their full paths."""
+    registry = registry_of(config.data_registry)
     datasets = []
     for dataset in config.datasets:
-        path = parse_dataset_spec(dataset).path
-        if path is None or not Path(path).expanduser().exists():  # a typo is told as it was written
+        path = parse_dataset_spec(dataset, registry).path
+        if path is None:
             datasets.append(dataset)
         else:
-            full = str(Path(path).expanduser().absolute())
-            datasets.append(full if isinstance(dataset, str) else {**dataset, "path": full})
-    base = config.base_model
-    if not base.startswith("pypi:") and Path(base).expanduser().is_dir():
-        base = str(Path(base).expanduser().absolute())
-    template = config.chat_template
-    if template not in (None, "plain"):
-        template = str(Path(template).expanduser().absolute())
-    return config.model_copy(update={"datasets": tuple(datasets), "base_model": base, "chat_template": template})
+            datasets.append(_full(path) if isinstance(dataset, str) else {**dataset, "path": _full(path)})
+    own, template = config.data_registry, config.chat_template
+    if isinstance(own, str):
+        own = _full(own)
+    elif own is not None:
+        own = {n: {**entry, "path": _full(entry["path"])} if "path" in entry else entry for n, entry in own.items()}
+    template = template if template in (None, "plain") else _full(template)
+    base = config.base_model if config.base_model.startswith("pypi:") else _full(config.base_model)
+    changed = {"datasets": tuple(datasets), "data_registry": own, "base_model": base}
+    return config.model_copy(update=changed | {"chat_template": template})
+
+
+def _full(path: str) -> str:
+    """The full path of what exists; a hub id, a word or a typo stays as it was written."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if path and found.exists() else path
 
 
 def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
@@ -275,6 +285,9 @@ def _start_folder(session: Session) -> None:
     session.run.write(CONFIG, to_yaml(session.config))
     session.run.write(ENVIRONMENT, environment())
     session.run.write(DATA, asdict(session.data.summary))
+    for domain, bad_rows in session.data.bad_rows.items():
+        for bad in bad_rows:
+            session.run.append(REMOVED, {"domain": domain, **asdict(bad)})
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
