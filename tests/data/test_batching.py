@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow, fill_rate, plan_epoch
+from dylora_moe.data.mixing import concatenate, interleave, temper, weigh
+from dylora_moe.data.packing import PackedBatchSampler
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
@@ -108,7 +110,101 @@ def test_a_loader_takes_the_sampler_and_the_collator():
 
 
 def test_impossible_settings_stop():
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="positive multiple"):
         BucketedBatchSampler([1], batch_size=0, seed=0)
     with pytest.raises(DataError, match="between 0 and 1 batches"):
         BucketedBatchSampler([1], batch_size=1, seed=0).set_epoch(0, position=2)
+
+
+def uninterrupted(make, epochs):
+    """(epoch, position, this rank's batch) of whole epochs."""
+    sampler, found = make(), []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        found += [(epoch, position, batch) for position, batch in enumerate(sampler)]
+    return found
+
+
+def interrupted(make, epochs, stops):
+    """The same with a new sampler after each of the stops, told nothing but epoch and position."""
+    found = []
+    epoch = position = 0
+    while epoch < epochs:
+        sampler = make()
+        sampler.set_epoch(epoch, position)
+        for batch in sampler:
+            found.append((epoch, position, batch))
+            position += 1
+            if len(found) in stops:
+                break
+        else:
+            assert position == sampler.num_batches
+            epoch, position = epoch + 1, 0
+    return found
+
+
+MIXTURES = {
+    "concatenated": concatenate,
+    "interleaved": interleave,
+    "weighted": lambda domains: weigh(domains, [1, 3]),
+    "tempered": lambda domains: temper(domains, 3),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bucketed", "packed"])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_resumed_run_has_the_order_of_an_uninterrupted_one(packed, num_ranks, mixture, data):
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=6, max_size=50))
+    domains = [min(index % 3, 1) for index in range(len(lengths))]
+    common = {"batch_size": 2 * num_ranks, "seed": data.draw(st.integers(0, 9)), "mixture": mixture(domains)}
+    stops = set(data.draw(st.lists(st.integers(1, 40), max_size=4)))
+    for rank in range(num_ranks):
+
+        def make(rank=rank):
+            ranks = {"rank": rank, "num_ranks": num_ranks}
+            if packed:
+                return PackedBatchSampler(lengths, max_length=24, **common, **ranks)
+            return BucketedBatchSampler(lengths, pool_batches=2, **common, **ranks)
+
+        assert interrupted(make, 3, stops) == uninterrupted(make, 3)
+
+
+@given(plans, st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_the_batch_over_all_ranks_does_not_depend_on_their_number(plan, num_ranks):
+    epoch, each = plan.pop("epoch"), plan.pop("batch_size")
+    plan["batch_size"] = each * num_ranks
+    whole = BucketedBatchSampler(**plan)
+    shares = [BucketedBatchSampler(**plan, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    for sampler in (whole, *shares):
+        sampler.set_epoch(epoch)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert {index for part in parts for index in part} == set(batch)
+        assert all(1 <= len(part) <= each for part in parts)
+        if len(batch) >= num_ranks:
+            assert sorted(index for part in parts for index in part) == sorted(batch)
+
+
+def test_ranks_get_rows_of_like_length():
+    lengths = list(range(1, 65))
+    ranks = [BucketedBatchSampler(lengths, batch_size=8, seed=0, rank=rank, num_ranks=2) for rank in (0, 1)]
+    for first, second in zip(*ranks, strict=True):
+        assert abs(max(first) - max(second)) == 1
+
+
+def test_batches_of_a_mixture_keep_its_shares_within_a_pool():
+    domains = [0] * 300 + [1] * 100
+    sampler = BucketedBatchSampler([5] * 400, batch_size=8, seed=0, mixture=interleave(domains))
+    batches = sampler.plan(0)
+    assert sampler.num_batches == len(batches) == 75
+    assert all(sum(domains[index] for index in batch) == 4 for batch in batches)
+
+
+def test_impossible_ranks_stop():
+    with pytest.raises(DataError, match="multiple of their number 2, got 3"):
+        BucketedBatchSampler([1], batch_size=3, seed=0, num_ranks=2)
+    with pytest.raises(DataError, match="rank must be between 0 and 1, got 2"):
+        BucketedBatchSampler([1], batch_size=2, seed=0, rank=2, num_ranks=2)

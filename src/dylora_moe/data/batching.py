@@ -1,20 +1,23 @@
 """Rows -> batches of tensors, rows of like length together, in an order that seed and epoch decide alone."""
 
-import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
+from dylora_moe.data.mixing import Mixture, concatenate, epoch_order, shuffled
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
-# Measured with batches of 8 rows, SmolLM2's and Gemma's tokenizers: Code Alpaca's rows fill 0.90 and 0.89 of
-# a batch (0.65 and 0.61 unsorted); six domains of other lengths 0.88, with 2.4 domains a batch (2.6 unsorted).
-POOL_BATCHES = 8
+# Measured with batches of 8 rows: Code Alpaca's rows fill 0.96 of a batch with SmolLM2's tokenizer and 0.95 with
+# Gemma's (0.88 and 0.86 with pools of 8 batches, 0.61 and 0.57 unsorted); six domains of other lengths 0.90 (0.74,
+# 0.40), with 3.5 domains a batch (3.7, 6.0).
+POOL_BATCHES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +75,33 @@ def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int, pool_batches: int = POOL_BATCHES
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    pool_batches: int = POOL_BATCHES,
+    mixture: Mixture | None = None,
 ) -> list[list[int]]:
-    """Cut an epoch into batches of row indices: every row once, like lengths together, batches shuffled.
+    """Cut an epoch into batches of row indices: like lengths together, batches shuffled.
 
-    Rows are shuffled and cut into pools of `pool_batches` batches; only within a pool are they sorted, so
-    that batches stay mixed. A larger pool pads less and mixes less. The last batch made may be smaller.
+    The epoch's rows are cut into pools of `pool_batches` batches; only within a pool are they sorted, so that batches
+    stay mixed. A larger pool pads less and mixes less. The last batch made may be smaller.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows of a batch, over all ranks.
+        seed: With the epoch, decides the order.
+        epoch: Counted from 0.
+        pool_batches: Batches of a pool.
+        mixture: Which rows an epoch has; None for every row once.
     """
-    # A text seed is hashed whole, so that neighbouring seeds and epochs have nothing in common.
-    rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
+    order = epoch_order(mixture or concatenate([0] * len(lengths)), seed=seed, epoch=epoch)
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * pool_batches):
         pool = sorted(order[start : start + batch_size * pool_batches], key=lengths.__getitem__)
         batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    rng.shuffle(batches)
-    return batches
+    return [batches[index] for index in shuffled(len(batches), f"batches/{seed}/{epoch}")]
 
 
 def fill_rate(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
@@ -97,22 +110,37 @@ def fill_rate(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float
     return sum(lengths[index] for batch in batches for index in batch) / padded
 
 
-class BucketedBatchSampler(Sampler[list[int]]):
-    """`plan_epoch` as a DataLoader's `batch_sampler`.
+T = TypeVar("T")
 
-    The order is a function of (seed, epoch): after a restart, `set_epoch(epoch, position)` goes on with
-    batch number `position` of that epoch.
+
+class PlannedBatchSampler(Sampler[list[T]], ABC, Generic[T]):
+    """A DataLoader's `batch_sampler` whose order is a function of (seed, epoch) alone.
+
+    After a restart, `set_epoch(epoch, position)` goes on with batch number `position` of that epoch: two integers are
+    all that resuming needs. Every rank makes the same plan and takes its share of each batch, so that the batch over
+    all ranks is the same whatever their number. Every epoch has the same number of batches.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, pool_batches: int = POOL_BATCHES) -> None:
-        if batch_size < 1 or pool_batches < 1:
-            raise DataError(f"batch_size and pool_batches must be at least 1, got {batch_size} and {pool_batches}.")
-        self.lengths = tuple(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.pool_batches = pool_batches
+    def __init__(self, *, batch_size: int, rank: int, num_ranks: int) -> None:
+        if batch_size < 1 or batch_size % num_ranks:
+            raise DataError(
+                f"The batch over all ranks must be a positive multiple of their number {num_ranks}, got {batch_size}. "
+                "Change batch_size or the number of processes."
+            )
+        if not 0 <= rank < num_ranks:
+            raise DataError(f"rank must be between 0 and {num_ranks - 1}, got {rank}.")
+        self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         self.epoch = 0
         self.position = 0
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Batches in a whole epoch, the same in each."""
+
+    @abstractmethod
+    def plan(self, epoch: int) -> list[list[T]]:
+        """The batches of an epoch over all ranks."""
 
     def set_epoch(self, epoch: int, position: int = 0) -> None:
         """Choose the epoch, and how many of its batches are done already (default none)."""
@@ -121,21 +149,58 @@ class BucketedBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
         self.position = position
 
-    @property
-    def num_batches(self) -> int:
-        """Batches in a whole epoch."""
-        return -(-len(self.lengths) // self.batch_size)
-
     def __len__(self) -> int:
         """Batches left of the chosen epoch."""
         return self.num_batches - self.position
 
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = plan_epoch(
+    def __iter__(self) -> Iterator[list[T]]:
+        for batch in self.plan(self.epoch)[self.position :]:
+            # All ranks must take part in every step: one that a short last batch leaves nothing repeats a row of it.
+            yield batch[self.rank :: self.num_ranks] or [batch[self.rank % len(batch)]]
+
+
+class BucketedBatchSampler(PlannedBatchSampler[int]):
+    """`plan_epoch` as a sampler.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows of a batch, over all ranks.
+        seed: Decides the order, with the epoch.
+        pool_batches: As in `plan_epoch`.
+        mixture: Which rows an epoch has; None for every row once.
+        rank: Number of this process, from 0.
+        num_ranks: Data-parallel processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        pool_batches: int = POOL_BATCHES,
+        mixture: Mixture | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        if pool_batches < 1:
+            raise DataError(f"pool_batches must be at least 1, got {pool_batches}.")
+        super().__init__(batch_size=batch_size, rank=rank, num_ranks=num_ranks)
+        self.lengths, self.seed, self.pool_batches = tuple(lengths), seed, pool_batches
+        self.mixture = mixture or concatenate([0] * len(self.lengths))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-len(self.mixture) // self.batch_size)
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Row indices of each batch."""
+        return plan_epoch(
             self.lengths,
             batch_size=self.batch_size,
             seed=self.seed,
-            epoch=self.epoch,
+            epoch=epoch,
             pool_batches=self.pool_batches,
+            mixture=self.mixture,
         )
-        yield from batches[self.position :]

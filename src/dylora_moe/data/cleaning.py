@@ -1,0 +1,283 @@
+"""Leaves out rows that teach the wrong thing: broken text, cut answers, copies, and prompts that validation asks.
+
+Every function takes examples and gives those to keep, in their order, and those removed, each with its reason. They
+remove only what is surely wrong: a rule that also hits good rows costs more than the bad rows it finds.
+"""
+
+import ast
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dylora_moe.data.example import Example
+from dylora_moe.data.similarity import SimilarTexts
+
+Reason = Literal["encoding", "empty", "truncated", "duplicate", "near_duplicate", "leak"]
+
+# Of word runs, for prompt and answer each. Lee et al. (arXiv 2107.06499) and SlimPajama take 0.8, too.
+SIMILARITY = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """A row that was left out.
+
+    Attributes:
+        part: The list that it was in, such as `train`.
+        index: Its place in that list, from 0.
+        reason: The rule.
+        detail: What the rule found.
+        example: The row.
+    """
+
+    part: str
+    index: int
+    reason: Reason
+    detail: str
+    example: Example
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaned:
+    """The rows to go on with, and those left out, both in the order of the rows given."""
+
+    kept: list[Example]
+    removed: tuple[Removed, ...]
+
+
+def count_reasons(removed: Sequence[Removed]) -> dict[Reason, int]:
+    """Rows removed by each rule that removed any."""
+    return dict(Counter(row.reason for row in removed))
+
+
+def remove_broken(examples: Sequence[Example], *, part: str = "train") -> Cleaned:
+    """Leave out rows with wrongly decoded text, and answers that are empty or cut off."""
+    return _sort_out(examples, [find_fault(example) for example in examples], part)
+
+
+def remove_duplicates(
+    examples: Sequence[Example], *, part: str = "train", similarity: float | None = SIMILARITY
+) -> Cleaned:
+    """Leave out rows that an earlier row repeats, word for word or nearly; equal prompts may have several answers.
+
+    Args:
+        examples: All rows among which there shall be no copies.
+        part: Goes into the records.
+        similarity: Both prompt and answer must be at least as similar; None for exact copies only.
+    """
+    faults: list[tuple[Reason, str] | None] = []
+    seen: dict[bytes, int] = {}
+    for index, example in enumerate(examples):
+        first = seen.setdefault(_digest(example), index)
+        faults.append(None if first == index else ("duplicate", f"the same as row {first}"))
+    if similarity is not None:
+        originals = [index for index, fault in enumerate(faults) if fault is None]
+        for index, other, found in _near_copies(examples, originals, similarity):
+            faults[index] = "near_duplicate", f"{found:.2f} like row {other}"
+    return _sort_out(examples, faults, part)
+
+
+def remove_leaks(
+    examples: Sequence[Example],
+    held_out: Mapping[str, Sequence[Example]],
+    *,
+    part: str = "train",
+    similarity: float | None = SIMILARITY,
+) -> Cleaned:
+    """Leave out rows whose prompt a held-out row has, word for word or nearly, whatever its answer or domain.
+
+    Args:
+        examples: Training rows.
+        held_out: Name of a part, such as `validation` -> its rows.
+        part: What the training rows are called in the records.
+        similarity: Of the prompts, at least; None for equal prompts only.
+    """
+    others = [(name, index, example) for name, rows in held_out.items() for index, example in enumerate(rows)]
+    prompts = [_prompt_text(example) for _, _, example in others]
+    exact = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
+    faults: list[tuple[Reason, str] | None] = []
+    for example in examples:
+        place = exact.get(_prompt_text(example))
+        faults.append(None if place is None else ("leak", f"the prompt of {_name(others[place])}"))
+    if similarity is not None and others:
+        prompts += [_prompt_text(example) for example in examples]
+        index = SimilarTexts(lambda place: (prompts[place],), len(prompts))
+        allowed = np.arange(len(prompts)) < len(others)
+        for place, fault in enumerate(faults):
+            if fault is None:
+                found = index.find_earlier(len(others) + place, threshold=similarity, allowed=allowed)
+                if found is not None:
+                    faults[place] = "leak", f"prompt {found[1]:.2f} like {_name(others[found[0]])}"
+    return _sort_out(examples, faults, part)
+
+
+def _name(row: tuple[str, int, Example]) -> str:
+    return f"row {row[1]} of {row[0]}"
+
+
+def _sort_out(examples: Sequence[Example], faults: Sequence[tuple[Reason, str] | None], part: str) -> Cleaned:
+    pairs = list(zip(examples, faults, strict=True))
+    return Cleaned(
+        kept=[example for example, fault in pairs if fault is None],
+        removed=tuple(
+            Removed(part=part, index=index, reason=fault[0], detail=fault[1], example=example)
+            for index, (example, fault) in enumerate(pairs)
+            if fault is not None
+        ),
+    )
+
+
+def _prompt_text(example: Example) -> str:
+    """The user's and the assistant's turns: a system message that all rows share says nothing about a row."""
+    return "\n".join(message.content for message in example.prompt if message.role != "system")
+
+
+def _digest(example: Example) -> bytes:
+    digest = hashlib.sha256()
+    for message in example.messages:
+        content = message.content.encode()
+        digest.update(f"{message.role} {len(content)} ".encode() + content)
+    return digest.digest()
+
+
+def _near_copies(
+    examples: Sequence[Example], originals: Sequence[int], similarity: float
+) -> list[tuple[int, int, float]]:
+    """(row, earlier row that stays, similarity) of the rows that are nearly copies."""
+
+    def read(place: int) -> tuple[str, str]:
+        example = examples[originals[place]]
+        return _prompt_text(example), example.answer
+
+    texts = SimilarTexts(read, len(originals))
+    stays = np.ones(len(originals), dtype=np.bool_)
+    copies = []
+    for place, index in enumerate(originals):
+        found = texts.find_earlier(place, threshold=similarity, allowed=stays)
+        if found is not None:
+            stays[place] = False
+            copies.append((index, originals[found[0]], found[1]))
+    return copies
+
+
+def find_fault(example: Example) -> tuple[Reason, str] | None:
+    """The first of the rules on text that a row breaks, and what was found."""
+    for message in example.messages:
+        if wrong := find_wrong_encoding(message.content):
+            return "encoding", f"{wrong} in the {message.role}'s text"
+    if empty := find_emptiness(example.answer):
+        return "empty", empty
+    if cut := find_cut(example.answer):
+        return "truncated", cut
+    return None
+
+
+# What UTF-8's bytes 0x80 to 0xBF become when they are read as Latin-1 or Windows-1252.
+_TAIL = (
+    r"[\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019\u201c"
+    r"\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
+)
+# Letters with accents and signs; punctuation and symbols; emoji; at least three letters of Greek or Cyrillic.
+_MOJIBAKE = re.compile(
+    rf"[\u00c2\u00c3]{_TAIL}|[\u00e2\u00ef]{_TAIL}{{2}}|\u00f0[\u009f\u0178]{_TAIL}{{2}}|(?:[\u00ce-\u00d1]{_TAIL}){{3}}"
+)
+# Tab, line ends and form feed are no fault; U+FFFD stands for what could not be decoded.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
+
+
+def find_wrong_encoding(text: str) -> str | None:
+    """What shows that the text was decoded wrongly: replacement and control characters, UTF-8 read as Latin-1."""
+    if not text.isascii() and (found := _MOJIBAKE.search(text)):
+        return f"UTF-8 read as Latin-1, {found.group()!a}"
+    if found := _FORBIDDEN.search(text):
+        return f"character {found.group()!a}"
+    return None
+
+
+_FENCE = re.compile(r"[ \t]*(?P<marks>`{3,}|~{3,})(?P<rest>.*)")
+# What converters and generators leave where there was no answer.
+_PLACEHOLDERS = frozenset({"<nooutput>", "<no output>", "<noanswer>", "[no output]", "[empty]", "<empty>", "nan"})
+
+
+def find_emptiness(answer: str) -> str | None:
+    """What shows that an answer says nothing: a placeholder, or a code block without code."""
+    bare = answer.strip()
+    if bare.casefold() in _PLACEHOLDERS:
+        return f"the placeholder {bare}"
+    if not bare.strip("`~ \t\r\n") or (bare.startswith("```") and not _without_fences(bare).strip()):
+        return "no text but code fences"
+    return None
+
+
+def _without_fences(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not _FENCE.fullmatch(line))
+
+
+# No sentence ends in one of these, and no code: "a" is a variable, and "to", "in" or "with" may end a sentence.
+_OPEN_WORDS = frozenset(["an", "the", "and", "or", "of", "from", "because", "although", "whose", "your", "my", "their"])
+_MIN_WORDS = 12
+_LAST_WORD = re.compile(r"[A-Za-z]+\Z")
+_LONGEST_WORD = 40
+
+
+def find_cut(answer: str) -> str | None:
+    """What shows that an answer was cut off; None where it may be whole."""
+    text = answer.rstrip()
+    if _has_open_fence(text):
+        return "a code block is not closed"
+    if text.endswith(("(", "[", "{")) and len(text.split()) >= _MIN_WORDS:
+        return f"it ends in {text[-1]!r}"
+    word = _LAST_WORD.search(text[-_LONGEST_WORD:])
+    if word and word.group() in _OPEN_WORDS and len(text.split()) >= _MIN_WORDS:
+        return f"it ends in {word.group()!r}"
+    return _find_cut_python(text)
+
+
+def _has_open_fence(text: str) -> bool:
+    """Whether a code fence lacks its end. Source: CommonMark 0.31, fenced code blocks, at any indentation."""
+    opened = ""
+    for line in text.splitlines():
+        fence = _FENCE.fullmatch(line)
+        if fence is None:
+            continue
+        marks, rest = fence["marks"], fence["rest"].strip()
+        if opened:
+            if marks[0] == opened[0] and len(marks) >= len(opened) and not rest:
+                opened = ""
+        elif "`" not in rest:
+            opened = marks
+    return bool(opened)
+
+
+# Not other languages: a class of Python has a colon, and its imports have neither quotes nor semicolons.
+_PYTHON_START = re.compile(
+    r"(?:async )?def +\w+|class +\w+[^{\n]*:[ \t]*\n|(?:import|from) +[\w., ]+\n|@\w+.*\n|if __name__|#!.*python"
+)
+# What CPython 3.10 to 3.14 say at the end of code that goes on.
+_UNFINISHED = re.compile(
+    r"'[(\[{]' was never closed|unterminated triple-quoted|unterminated string|expected an indented block"
+    r"|expected ':'|unexpected EOF|expected 'except'"
+)
+
+
+def _find_cut_python(text: str) -> str | None:
+    """What Python says about code that stops in the middle, if the text is Python."""
+    if not _PYTHON_START.match(text) or "\n" not in text:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on escapes in the code that is looked at
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            at_end = (error.lineno or 0) >= len(text.splitlines()) or "never closed" in (error.msg or "")
+            if at_end and _UNFINISHED.search(error.msg or ""):
+                return f"Python stops in the middle: {error.msg}"
+        except (ValueError, RecursionError, MemoryError):  # null bytes, or deeper than the parser goes
+            return None
+    return None

@@ -1,0 +1,191 @@
+"""Which rows an epoch has, and in which order: a pure function of the seed and the epoch.
+
+A mixture says how many rows of each domain an epoch has. A domain is walked through in passes, each in another order
+and with each row once; an epoch goes on where the last one stopped, so no row comes twice before all came once.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dylora_moe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Rows of each domain, and how many of them an epoch has.
+
+    Attributes:
+        rows: For each domain, the indices of its rows.
+        quotas: For each domain, how many rows an epoch draws; more than it has where it is drawn again.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    quotas: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Rows in an epoch."""
+        return sum(self.quotas)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """What one domain gave to some epochs.
+
+    Attributes:
+        domain: Its index.
+        rows: Rows drawn.
+        distinct: Different rows among them.
+        passes: Times that each row was drawn, on average.
+        tokens: Tokens of the rows drawn.
+        share: Their part of the tokens of all domains, 0 to 1.
+    """
+
+    domain: int
+    rows: int
+    distinct: int
+    passes: float
+    tokens: int
+    share: float
+
+
+def concatenate(domains: Sequence[int]) -> Mixture:
+    """Every row once an epoch; `domains` says, row for row, which domain it belongs to."""
+    rows = _rows_by_domain(domains)
+    return Mixture(rows=rows, quotas=tuple(map(len, rows)))
+
+
+def interleave(domains: Sequence[int]) -> Mixture:
+    """Two domains in turn, row by row, until every row of the larger one came once; the smaller one is repeated.
+
+    Raises:
+        DataError: There are not exactly two domains.
+    """
+    rows = _rows_by_domain(domains)
+    if len(rows) != 2:
+        raise DataError(
+            f"interleaved_sampling takes exactly two domains, got {len(rows)}. Give weights or a temperature, or "
+            "merge data sets into two domains."
+        )
+    return Mixture(rows=rows, quotas=(max(map(len, rows)),) * 2)
+
+
+def weigh(domains: Sequence[int], weights: Sequence[float], *, num_rows: int | None = None) -> Mixture:
+    """Domains in given shares of an epoch.
+
+    Args:
+        domains: Of each row.
+        weights: One positive number a domain; only their ratios matter.
+        num_rows: Rows in an epoch; None for as many as there are.
+
+    Raises:
+        DataError: The weights do not fit the domains, or leave one without any row in an epoch.
+    """
+    rows = _rows_by_domain(domains)
+    if len(weights) != len(rows) or not all(0 < weight < math.inf for weight in weights):
+        raise DataError(
+            f"Sampling weights must be one positive number for each of the {len(rows)} domains, got {list(weights)}. "
+            "Leave a data set out of the recipe to weigh it zero."
+        )
+    quotas = _quotas(weights, len(domains) if num_rows is None else num_rows)
+    if 0 in quotas:
+        raise DataError(
+            f"Sampling weights must give every domain at least one row in an epoch, got {list(weights)} for "
+            f"{sum(quotas)} rows, which leaves domain number {quotas.index(0)} none. Raise its weight."
+        )
+    return Mixture(rows=rows, quotas=quotas)
+
+
+def temper(domains: Sequence[int], temperature: float) -> Mixture:
+    """Domains in shares of n_i^(1/T), for n_i rows: T=1 as concatenation, larger T closer to equal shares.
+
+    Source: multilingual BERT's exponential smoothing; as a temperature in arXiv 1907.05019.
+
+    Raises:
+        DataError: The temperature is below 1.
+    """
+    if not 1 <= temperature < math.inf:
+        raise DataError(
+            f"The temperature of sampling must be at least 1, got {temperature}. 1 draws rows as they are; 2 to 5 "
+            "help small domains."
+        )
+    return weigh(domains, [len(rows) ** (1 / temperature) for rows in _rows_by_domain(domains)])
+
+
+def epoch_order(mixture: Mixture, *, seed: int, epoch: int) -> list[int]:
+    """The rows of an epoch in order, domains spread evenly: equal quotas alternate strictly.
+
+    Row k of a domain, counted over all epochs, is number k % n of its pass k // n, with n rows in the domain.
+    """
+    drawn = [
+        _draw(rows, quota, start=epoch * quota, name=f"{seed}/{domain}")
+        for domain, (rows, quota) in enumerate(zip(mixture.rows, mixture.quotas, strict=True))
+    ]
+    # Each row stands in the middle of its part of the epoch.
+    slots = [
+        ((2 * place + 1) / (2 * quota), domain, place)
+        for domain, quota in enumerate(mixture.quotas)
+        for place in range(quota)
+    ]
+    return [drawn[domain][place] for _, domain, place in sorted(slots)]
+
+
+def shuffled(number: int, name: str) -> list[int]:
+    """0 to number - 1 in an order that the name decides, the same under every version of Python."""
+    # Of Random's methods only random() promises the same values for ever; text seeds are hashed whole, so that
+    # neighbouring seeds and epochs have nothing in common.
+    draw = random.Random(name).random
+    keys = [draw() for _ in range(number)]
+    return sorted(range(number), key=keys.__getitem__)
+
+
+def contributions(mixture: Mixture, order: Sequence[int], lengths: Sequence[int]) -> tuple[Contribution, ...]:
+    """What each domain gave to the rows in `order` (of one epoch or several), by the tokens of each row."""
+    domain_of_row = {row: domain for domain, rows in enumerate(mixture.rows) for row in rows}
+    drawn: list[list[int]] = [[] for _ in mixture.rows]
+    for row in order:
+        drawn[domain_of_row[row]].append(row)
+    tokens = [sum(lengths[row] for row in rows) for rows in drawn]
+    return tuple(
+        Contribution(
+            domain=domain,
+            rows=len(rows),
+            distinct=len(set(rows)),
+            passes=len(rows) / len(mixture.rows[domain]),
+            tokens=tokens[domain],
+            share=tokens[domain] / max(sum(tokens), 1),
+        )
+        for domain, rows in enumerate(drawn)
+    )
+
+
+def _rows_by_domain(domains: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    found: dict[int, list[int]] = {}
+    for row, domain in enumerate(domains):
+        found.setdefault(domain, []).append(row)
+    missing = sorted(set(range(max(found, default=-1) + 1)) - found.keys())
+    if missing:
+        raise DataError(f"Every domain must have training rows, got none of domain number {missing[0]}. Add rows.")
+    return tuple(tuple(found[domain]) for domain in sorted(found))
+
+
+def _quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
+    """Whole numbers in the ratio of the weights that add up to `num_rows`, by largest remainders."""
+    exact = [weight / sum(weights) * num_rows for weight in weights]
+    quotas = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: quotas[index] - exact[index])
+    for index in by_remainder[: num_rows - sum(quotas)]:
+        quotas[index] += 1
+    return tuple(quotas)
+
+
+def _draw(rows: Sequence[int], quota: int, *, start: int, name: str) -> list[int]:
+    """Rows number start to start + quota - 1 of the domain's passes, one after the other."""
+    drawn: list[int] = []
+    for number in range(start // len(rows), -(-(start + quota) // len(rows))):
+        order = shuffled(len(rows), f"{name}/{number}")
+        first = max(start - number * len(rows), 0)
+        last = min(start + quota - number * len(rows), len(rows))
+        drawn += [rows[index] for index in order[first:last]]
+    return drawn
