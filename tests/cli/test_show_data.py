@@ -2,14 +2,15 @@
 
 import io
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
 
 from dylora_moe.cli.show_data import bars, show_data, show_tokens
+from dylora_moe.data.cleaning import Reason
 
-LEFT_OUT = ("num_filtered", "num_test", "num_unused", "num_duplicates", "num_leaked", "num_overlong", "num_bad_rows")
+LEFT_OUT = ("num_filtered", "num_test", "num_unused", "num_overlong", "num_bad_rows")
 
 
 @pytest.fixture
@@ -22,29 +23,33 @@ def printed(console: Console) -> str:
     return file.getvalue()
 
 
-def domain(name: str, **counts: int) -> SimpleNamespace:
+def domain(name: str, removed: dict[str, int] | None = None, **counts: int) -> SimpleNamespace:
     made = dict.fromkeys((*LEFT_OUT, "num_cut"), 0) | {"num_train": 4, "num_validation": 1, "num_train_tokens": 40}
     made |= {"num_train_label_tokens": 10} | counts
-    return SimpleNamespace(domain=name, licences=("MIT", None), formats=(), lengths=SimpleNamespace(maximum=9), **made)
+    reasons = {"removed": removed or {}}
+    return SimpleNamespace(
+        domain=name, licences=("MIT", None), formats=(), lengths=SimpleNamespace(maximum=9), **made, **reasons
+    )
 
 
 def test_rows_left_out_are_named_with_their_reason() -> None:
     console = Console(file=io.StringIO(), width=120)
-    show_data(
-        console, SimpleNamespace(domains=[domain("some", num_test=1234, num_leaked=2, num_cut=3), domain("none")])
-    )
+    show_data(console, SimpleNamespace(domains=[domain("some", {"leak": 2}, num_test=1234, num_cut=3), domain("none")]))
     lines = printed(console).splitlines()
     assert [line for line in lines if line.startswith(("some:", "none:"))] == [
-        "some: left out 1,234 of an official test split, 2 with a prompt that is validated on",
+        "some: left out 1,234 of an official test split, 2 with a prompt that is validated or tested on",
         "some: 3 rows cut to max_length",
     ]
     assert "25%" in printed(console) and "MIT, unknown" in printed(console)
 
 
 def test_every_reason_is_told(console: Console) -> None:
-    show_data(console, SimpleNamespace(domains=[domain("all", **{name: 7 for name in LEFT_OUT})]))
+    show_data(
+        console,
+        SimpleNamespace(domains=[domain("all", dict.fromkeys(get_args(Reason), 7), **dict.fromkeys(LEFT_OUT, 7))]),
+    )
     (line,) = (line for line in printed(console).splitlines() if "left out" in line)
-    assert line.count("7 ") == len(LEFT_OUT)
+    assert line.count("7 ") == len(LEFT_OUT) + len(get_args(Reason))
 
 
 def test_bars_are_as_high_as_their_counts() -> None:

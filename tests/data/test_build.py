@@ -95,7 +95,7 @@ def test_data_sets_of_one_domain_are_merged_without_duplicates(tmp_path, tokeniz
     bundle = build([{"path": first, "domain": "x"}, {"path": second, "domain": "x"}], tokenizer)
     (domain,) = bundle.summary.domains
     assert bundle.domains == ("x",)
-    assert domain.num_duplicates == 6
+    assert domain.removed == {"duplicate": 6}
     assert domain.num_train + domain.num_validation == 40
     assert domain.sources == (first, second)
 
@@ -107,7 +107,7 @@ def test_an_official_validation_split_is_kept_and_its_prompts_are_not_trained_on
     (domain,) = bundle.summary.domains
     assert answers(bundle.train, tokenizer) == [answer for _, answer in pairs("a", 10)]
     assert answers(bundle.validation[domain.domain], tokenizer) == [answer for _, answer in pairs("b", 3)]
-    assert (domain.num_duplicates, domain.num_leaked) == (1, 1)
+    assert domain.removed == {"duplicate": 1, "leak": 1}
 
 
 def test_a_merged_domain_has_official_and_own_validation_rows(tmp_path, tokenizer):
@@ -204,7 +204,25 @@ def test_two_files_of_one_name_are_not_merged_in_silence(tmp_path, tokenizer):
     with pytest.raises(DataError, match=r"a/rows\.jsonl and .*b/rows\.jsonl, which would both be the domain 'rows'"):
         build(paths, tokenizer)
     entries = [{"path": path, "domain": "rows"} for path in paths]
-    assert build(entries, tokenizer).summary.domains[0].num_duplicates == 0
+    assert build(entries, tokenizer).summary.domains[0].removed == {}
+
+
+def test_a_prompt_of_another_domains_validation_is_not_trained_on(tmp_path, tokenizer):
+    asked = ("Write a function that returns the sum of two whole numbers, please.", "def add(a, b): return a + b")
+    near = (asked[0].replace("please", "thanks"), "lambda a, b: a + b")
+    for name, rows in (("train", pairs("a", 10)), ("validation", [asked])):
+        (tmp_path / "first").mkdir(exist_ok=True)
+        write(tmp_path / "first" / f"{name}.jsonl", rows)
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "train.jsonl", [*pairs("b", 10), near])
+    write(other / "validation.jsonl", pairs("c", 2))
+    bundle = build([str(tmp_path / "first"), str(other)], tokenizer)
+    (first, second) = bundle.summary.domains
+    assert (first.removed, second.removed) == ({}, {"leak": 1})
+    (removed,) = bundle.removed["other"]
+    assert removed.example.answer == near[1] and "of validation" in removed.detail
+    assert near[1] not in answers(bundle.train, tokenizer)
 
 
 def test_official_test_rows_are_counted(tmp_path, tokenizer):

@@ -12,10 +12,16 @@ _LEFT_OUT = (
     ("num_filtered", "by the filter of their entry"),
     ("num_test", "of an official test split"),
     ("num_unused", "of splits that are for nothing here"),
-    ("num_duplicates", "duplicates"),
-    ("num_leaked", "with a prompt that is validated on"),
     ("num_overlong", "for their length"),
     ("num_bad_rows", "that could not be read"),
+)
+_REMOVED = (
+    ("encoding", "wrongly decoded"),
+    ("empty", "with an empty answer"),
+    ("truncated", "with a cut answer"),
+    ("duplicate", "duplicates"),
+    ("near_duplicate", "near duplicates"),
+    ("leak", "with a prompt that is validated or tested on"),
 )
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
@@ -38,7 +44,9 @@ def show_data(console: Console, summary: Any) -> None:
         )
     console.print(table)
     for domain in summary.domains:
-        left_out = ", ".join(f"{getattr(domain, name):,} {text}" for name, text in _LEFT_OUT if getattr(domain, name))
+        counts = [(getattr(domain, name), text) for name, text in _LEFT_OUT]
+        counts += [(domain.removed.get(reason, 0), text) for reason, text in _REMOVED]
+        left_out = ", ".join(f"{number:,} {text}" for number, text in counts if number)
         if left_out:
             console.print(f"{escape(domain.domain)}: left out {left_out}", highlight=False)
         if domain.formats:

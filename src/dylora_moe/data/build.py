@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.config import DatasetSpec, RunConfig
 from dylora_moe.data.batching import TokenizedRow
+from dylora_moe.data.cleaning import Removed, count_reasons
 from dylora_moe.data.example import Example
 from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
 from dylora_moe.data.sources import (
@@ -19,7 +20,7 @@ from dylora_moe.data.sources import (
     load_examples,
     parse_dataset_spec,
 )
-from dylora_moe.data.splits import Split, as_json, split_domain, take_subsets
+from dylora_moe.data.splits import Split, as_json, split_domain, take_subsets, without_leaks
 from dylora_moe.data.tokenize import (
     Fitted,
     Learn,
@@ -72,8 +73,7 @@ class DomainSummary:
         num_filtered: Rows that a filter of the registry leaves out.
         num_test: Rows of an official test split, which nothing here reads.
         num_unused: Rows of official splits that are for neither training, validation nor test.
-        num_duplicates: Rows left out because prompt and answer were there already.
-        num_leaked: Training rows left out because an official validation split has their prompt.
+        removed: Rows left out by each rule of `data.cleaning`.
         num_overlong: Rows left out for their length.
         num_cut: Longer rows of which the beginning was kept, or that became several.
         num_bad_rows: Rows left out under `on_bad_row: skip`.
@@ -92,8 +92,7 @@ class DomainSummary:
     num_filtered: int
     num_test: int
     num_unused: int
-    num_duplicates: int
-    num_leaked: int
+    removed: dict[str, int]
     num_overlong: int
     num_cut: int
     num_bad_rows: int
@@ -121,6 +120,7 @@ class DataBundle:
         domains: Their names; a row's `domain` is an index into this.
         end_token_ids: Generation stops on these.
         bad_rows: Rows that could not be read, by domain.
+        removed: Rows left out by cleaning, by domain.
         summary: What went in.
     """
 
@@ -130,6 +130,7 @@ class DataBundle:
     domains: tuple[str, ...]
     end_token_ids: tuple[int, ...]
     bad_rows: dict[str, tuple[BadRow, ...]]
+    removed: dict[str, tuple[Removed, ...]]
     summary: DataSummary
 
 
@@ -174,10 +175,10 @@ def build_data(
     """
     _check_settings(validation_split, training_subset, eval_subset, max_length, overlong)
     loaded = _load_by_domain(datasets, registry, seed=seed)
-    splits = {
-        domain: take_subsets(split_domain(domain, sources, validation_split, seed), training_subset, eval_subset, seed)
-        for domain, sources in loaded.items()
-    }
+    whole = without_leaks(
+        {domain: split_domain(domain, sources, validation_split, seed) for domain, sources in loaded.items()}
+    )
+    splits = {domain: take_subsets(split, training_subset, eval_subset, seed) for domain, split in whole.items()}
     tokenized = {
         domain: tokenize_examples([*split.train, *split.validation], tokenizer, learn=learn)
         for domain, split in splits.items()
@@ -198,6 +199,7 @@ def build_data(
         domains=tuple(sides),
         end_token_ids=end_token_ids,
         bad_rows={domain: tuple(bad for source in loaded[domain] for bad in source.bad_rows) for domain in sides},
+        removed={domain: split.removed for domain, split in splits.items()},
         summary=DataSummary(
             domains=tuple(_summarise(name, loaded[name], splits[name], *sides[name]) for name in sides),
             seed=seed,
@@ -320,10 +322,9 @@ def _summarise(
         ),
         formats=tuple(dict.fromkeys(_describe(found) for source in sources for found in source.formats)),
         num_filtered=sum(source.num_filtered for source in sources),
-        num_test=sum(len(source.test or ()) for source in sources),
+        num_test=len(split.test),
         num_unused=sum(source.num_unused for source in sources),
-        num_duplicates=split.num_duplicates,
-        num_leaked=split.num_leaked,
+        removed={str(reason): number for reason, number in count_reasons(split.removed).items()},
         num_overlong=train.fitted.num_dropped + validation.fitted.num_dropped,
         num_cut=train.fitted.num_cut + validation.fitted.num_cut,
         num_bad_rows=sum(source.num_bad_rows for source in sources),

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dylora_moe.data.cleaning import SIMILARITY, Removed, remove_broken, remove_duplicates, remove_leaks
 from dylora_moe.data.example import Example, Message
 from dylora_moe.data.sources import LoadedSource
 from dylora_moe.errors import DataError
@@ -12,48 +13,58 @@ from dylora_moe.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The examples of one domain on their two sides, and how many were left out on the way."""
+    """The examples of one domain on their sides, and the rows left out on the way with their reasons."""
 
     train: list[Example]
     validation: list[Example]
-    num_duplicates: int
-    num_leaked: int
+    test: list[Example]
+    removed: tuple[Removed, ...]
 
 
 def split_domain(domain: str, sources: Sequence[LoadedSource], fraction: float, seed: int) -> Split:
-    """Official validation where a source has one, ours for the others; no prompt on both sides."""
+    """Sound and distinct rows; official validation where a source has one, ours for the others."""
     groups = (
         [example for source in sources for example in source.validation or ()],
         [example for source in sources if source.validation for example in source.examples],
         [example for source in sources if not source.validation for example in source.examples],
     )
-    seen: set[tuple[str, str]] = set()
-    official, official_train, undivided = (_without_duplicates(group, seen) for group in groups)
+    # Those for validation first: of two copies on both sides the one for training goes.
+    sound = remove_broken([example for group in groups for example in group], part=domain)
+    distinct = remove_duplicates(sound.kept, part=domain, similarity=_similarity(sources))
+    kept = {id(example) for example in distinct.kept}
+    official, official_train, undivided = ([example for example in group if id(example) in kept] for group in groups)
     try:
         train, validation = split_by_prompt(undivided, fraction=fraction, seed=seed) if undivided else ([], [])
     except DataError as error:
         raise DataError(f"Domain {domain!r}: {error}") from error
-    validation = official + validation
-    prompts = {_prompt_key(example) for example in validation}
-    candidates = official_train + train
-    kept = [example for example in candidates if _prompt_key(example) not in prompts]
     return Split(
-        train=kept,
-        validation=validation,
-        num_duplicates=sum(map(len, groups)) - len(seen),
-        num_leaked=len(candidates) - len(kept),
+        train=official_train + train,
+        validation=official + validation,
+        test=[example for source in sources for example in source.test or ()],
+        removed=(*sound.removed, *distinct.removed),
     )
 
 
-def _without_duplicates(examples: Iterable[Example], seen: set[tuple[str, str]]) -> list[Example]:
-    """The examples whose prompt and answer are not in `seen`, which grows by them."""
-    kept = []
-    for example in examples:
-        key = (_prompt_key(example), example.answer)
-        if key not in seen:
-            seen.add(key)
-            kept.append(example)
-    return kept
+def without_leaks(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The same splits, without training rows whose prompt, or one much like it, is held out in any domain."""
+    rows = [example for split in splits.values() for example in split.train]
+    held_out = {
+        "validation": [example for split in splits.values() for example in split.validation],
+        "test": [example for split in splits.values() for example in split.test],
+    }
+    cleaned = remove_leaks(rows, held_out)
+    leaks = {id(removed.example): removed for removed in cleaned.removed}
+    found = {}
+    for domain, split in splits.items():
+        removed = tuple(replace(leaks[id(e)], part=domain) for e in split.train if id(e) in leaks)
+        kept = [example for example in split.train if id(example) not in leaks]
+        found[domain] = replace(split, train=kept, removed=(*split.removed, *removed))
+    return found
+
+
+def _similarity(sources: Sequence[LoadedSource]) -> float | None:
+    """Made examples are as varied as they were meant to be; only copies of them are too many."""
+    return None if all(source.where.startswith("synthetic:") for source in sources) else SIMILARITY
 
 
 def take_subsets(split: Split, training_subset: float | None, eval_subset: float | None, seed: int) -> Split:

@@ -288,6 +288,13 @@ def _start_folder(session: Session) -> None:
     for domain, bad_rows in session.data.bad_rows.items():
         for bad in bad_rows:
             session.run.append(REMOVED, {"domain": domain, **asdict(bad)})
+    for domain, removed in session.data.removed.items():
+        for each in removed:
+            messages = [asdict(message) for message in each.example.messages]
+            reason = f"{each.reason}: {each.detail}"
+            session.run.append(
+                REMOVED, {"domain": domain, "where": each.example.source, "reason": reason, "row": messages}
+            )
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
