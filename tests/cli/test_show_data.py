@@ -66,3 +66,11 @@ def test_tokens_show_what_is_learned_and_what_is_special(console: Console) -> No
     text = printed(console)
     assert "3 tokens, 2 learned" in text
     assert "\x1b[2mAdd\u240a" in text and "\x1b[4;32m two" in text and "\x1b[7;32m<eos>" in text
+
+
+def test_without_colour_what_is_learned_stands_between_marks() -> None:
+    plain = Console(file=io.StringIO(), width=120)
+    texts = [("ask", False), ("one", True), ("two", True), ("ask", False), ("end", True)]
+    tokens = [SimpleNamespace(text=text, is_learned=is_learned, is_special=False) for text, is_learned in texts]
+    show_tokens(plain, "sums", tokens)
+    assert "ask\u00abonetwo\u00bbask\u00abend\u00bb" in printed(plain)

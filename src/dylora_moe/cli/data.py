@@ -29,12 +29,11 @@ def list_sources(registry: Path | None, as_json: bool) -> None:
     """Show each data set: domain, format, about how many rows, licence, and where it comes from."""
     sources = load_registry(registry) if registry is not None else REGISTRY
     table = Table(title="Data sets", title_justify="left")
-    for column in ("name", "domain", "format", "rows", "licence", "from"):
+    for column in ("name", "format", "rows", "licence", "from"):
         table.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
     for source in sources.values():
         table.add_row(
             source.name,
-            escape(source.domain or source.name),
             source.format or ("-" if source.kind == "synthetic" else "by columns"),
             "any" if source.kind == "synthetic" else f"{source.num_rows:,}" if source.num_rows else "unknown",
             escape(source.licence or "none stated"),

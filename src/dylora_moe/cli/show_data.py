@@ -74,15 +74,24 @@ def bars(counts: Sequence[int]) -> str:
 
 
 def show_tokens(console: Console, title: str, tokens: Sequence[Any]) -> None:
-    """Every token of a row: learned ones in green, the prompt dim, special tokens inverted, borders by underlining."""
+    """Every token of a row: learned ones in green, the prompt dim, special tokens inverted, borders by underlining.
+
+    Where there is no colour, what is learned stands between guillemets.
+    """
     text = Text()
+    marks = console.color_system is None
     for index, token in enumerate(tokens):
+        was_learned = index > 0 and tokens[index - 1].is_learned
+        if marks and token.is_learned != was_learned:
+            text.append("\u00ab" if token.is_learned else "\u00bb")
         style = "green" if token.is_learned else "dim"
         if token.is_special:
             style += " reverse"
         elif index % 2:
             style += " underline"
         text.append(_visible(token), style=style)
+    if marks and tokens and tokens[-1].is_learned:
+        text.append("\u00bb")
     learned = sum(token.is_learned for token in tokens)
     console.print(f"[bold]{escape(title)}[/], {len(tokens):,} tokens, {learned:,} learned", highlight=False)
     console.print(text, soft_wrap=True)
@@ -90,5 +99,5 @@ def show_tokens(console: Console, title: str, tokens: Sequence[Any]) -> None:
 
 
 def _visible(token: Any) -> str:
-    """A token's text with line ends marked; special tokens between brackets where there is no colour to tell them."""
+    """A token's text with its line ends marked."""
     return token.text.replace("\r", "\u240d").replace("\n", "\u240a\n")
