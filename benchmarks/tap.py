@@ -173,7 +173,11 @@ def main() -> None:
         )
     console.print(table)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(), "records": records, "step_cpu_s": times}
+    # The command line would tell where this machine keeps its files; the settings are what counts.
+    machine = {key: value for key, value in environment().items() if key != "command"}
+    places = ("data", "out")
+    given = {key: value for key, value in vars(arguments).items() if key not in places}
+    report = {"environment": machine, "settings": given, "records": records, "step_cpu_s": times}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
