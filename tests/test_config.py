@@ -21,6 +21,9 @@ ALL_CHANGED: dict[str, Any] = {
     "validation_split": 0.25,
     "training_subset": 12.5,
     "eval_subset": 50,
+    "interleaved_sampling": True,
+    "domain_weights": None,
+    "sampling_temperature": 1.0,
     "max_length": 77,
     "overlong": "drop",
     "learn": "all",
@@ -58,6 +61,8 @@ ALL_CHANGED: dict[str, Any] = {
     "sample_tokens": 0,
 }
 SETTINGS = list(ALL_CHANGED)
+# Ways of mixing that exclude interleaved_sampling.
+MIXING = {"domain_weights": {"code": 2, "maths": 0.5}, "sampling_temperature": 2}
 
 
 @pytest.fixture
@@ -102,11 +107,15 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 def test_written_settings_make_the_same_run_again(recipe: Any) -> None:
     config = make_config(ALL_CHANGED)
     default = RunConfig()
-    assert [name for name in SETTINGS if getattr(config, name) == getattr(default, name)] == []
+    assert [name for name in SETTINGS if getattr(config, name) == getattr(default, name)] == list(MIXING)
     text = to_yaml(config)
     assert list(yaml.safe_load(text)) == SETTINGS
     assert make_config(load_recipe(recipe(text))) == config
     assert make_config(load_recipe(recipe(to_yaml(default)))) == default
+    for name, value in MIXING.items():
+        config = make_config({name: value})
+        assert getattr(config, name) == value
+        assert make_config(load_recipe(recipe(to_yaml(config)))) == config
 
 
 def test_a_recipe_gives_its_settings_and_no_others(recipe: Any) -> None:
@@ -182,6 +191,13 @@ BAD_VALUES = [
     ("max_length", 7),
     ("overlong", "cut"),
     ("learn", "prompts"),
+    ("interleaved_sampling", "sometimes"),
+    ("domain_weights", {}),
+    ("domain_weights", {"code": 0}),
+    ("domain_weights", {"code": "much"}),
+    ("domain_weights", [1]),
+    ("sampling_temperature", 0.5),
+    ("sampling_temperature", float("inf")),
     ("num_experts", 0),
     ("num_experts", 2.5),
     ("lora_r", 0),
@@ -237,6 +253,8 @@ def test_all_bad_values_are_told_at_once() -> None:
         ({"lora_r": 12}, ["lora_r", "multiple of 8", "4 experts", "got 12", "Take 16"]),
         ({"lora_r": 4}, ["lora_r", "got 4", "Take 8"]),
         ({"fp16": True, "bf16": True}, ["fp16", "bf16", "exclude"]),
+        ({"interleaved_sampling": True, "sampling_temperature": 2}, ["sampling_temperature", "exclude", "Choose one"]),
+        ({"domain_weights": {"a": 1}, "sampling_temperature": 2}, ["domain_weights", "exclude", "Choose one"]),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(values: dict[str, Any], told: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from dylora_moe.errors import ConfigError
 
@@ -77,6 +77,15 @@ class RunConfig(BaseModel):
 
     eval_subset: Percent | None = Field(default=None, gt=0, le=100)
     """Percent of the validation rows to use; all when not given."""
+
+    interleaved_sampling: bool = False
+    """Draw from two domains in turn, half and half, the smaller one repeated until every row of the larger came."""
+
+    domain_weights: dict[str, PositiveFloat] | None = Field(default=None, min_length=1)
+    """Share of an epoch's rows for each domain, by name; only the ratios matter. As a flag: code=2,maths=1."""
+
+    sampling_temperature: float = Field(default=1.0, ge=1)
+    """T in shares of n^(1/T) for a domain of n rows: 1 draws rows as they are, 2 to 5 help small domains."""
 
     max_length: int = Field(default=1024, ge=8)
     """Longest row in tokens, prompt and answer together."""
@@ -205,6 +214,12 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"lora_r must be a multiple of 8 with {self.num_experts} experts, since grouped products read 16-byte "
                 f"rows, got {self.lora_r}. Take {max(8, round(self.lora_r / 8) * 8)}, or num_experts 1."
+            )
+        mixing = [self.interleaved_sampling, self.domain_weights is not None, self.sampling_temperature > 1]
+        if sum(mixing) > 1:
+            raise ValueError(
+                "interleaved_sampling, domain_weights and sampling_temperature exclude each other, got more than one. "
+                "Choose one."
             )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other, got both. Choose one.")

@@ -24,6 +24,8 @@ TYPED: dict[str, tuple[str, Any]] = {
     "max_length": ("99", 99),
     "overlong": ("drop", "drop"),
     "learn": ("all", "all"),
+    "domain_weights": ("code=2,maths=1.5", {"code": 2.0, "maths": 1.5}),
+    "sampling_temperature": ("2", 2.0),
     "chat_template": ("plain", "plain"),
     "num_experts": ("8", 8),
     "lora_r": ("32", 32),
@@ -52,7 +54,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "eval_steps": ("3", 3),
     "sample_tokens": ("0", 0),
 }
-SWITCHES = ("use_rslora", "bf16", "fp16", "load_in_4bit", "gradient_checkpointing")
+SWITCHES = ("interleaved_sampling", "use_rslora", "bf16", "fp16", "load_in_4bit", "gradient_checkpointing")
 
 
 def parse(*arguments: str) -> dict[str, Any]:
@@ -110,3 +112,9 @@ def test_help_says_what_a_setting_is_and_its_default(name: str) -> None:
 def test_choices_are_refused_on_the_command_line() -> None:
     with pytest.raises(click.BadParameter, match=r"'auto', 'reference', 'bottleneck', 'rowwise', 'grouped'"):
         parse("--execution", "fast")
+
+
+@pytest.mark.parametrize("typed", ["code", "=2", "code=2,maths"])
+def test_weights_without_a_name_or_a_number_are_refused(typed: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"names and numbers such as code=2,maths=1"):
+        parse("--domain_weights", typed)

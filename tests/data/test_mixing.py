@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dylora_moe.data.mixing import concatenate, contributions, epoch_order, interleave, shuffled, temper, weigh
+from dylora_moe.data.mixing import concatenate, epoch_order, interleave, shuffled, temper, weigh
 from dylora_moe.errors import DataError
 
 SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=4)
@@ -72,15 +72,6 @@ def test_orders_stay_the_same_for_ever():
     """A run resumed under another version of Python or of this package must go on with the same rows."""
     assert shuffled(8, "0/0/0") == [5, 2, 7, 1, 0, 3, 6, 4]
     assert epoch_order(interleave([0, 0, 0, 1, 1]), seed=7, epoch=2) == [0, 3, 2, 4, 1, 4]
-
-
-def test_contributions_count_rows_tokens_and_passes():
-    mixture = interleave([0, 0, 0, 0, 1, 1])
-    lengths = [10, 10, 10, 10, 5, 5]
-    first, second = contributions(mixture, epoch_order(mixture, seed=0, epoch=0), lengths)
-    assert (first.rows, first.distinct, first.passes, first.tokens) == (4, 4, 1, 40)
-    assert (second.rows, second.distinct, second.passes, second.tokens) == (4, 2, 2, 20)
-    assert first.share == pytest.approx(2 / 3) and first.share + second.share == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.data.batching import Collator
-from dylora_moe.errors import ConfigError, RunError, TunerError
+from dylora_moe.errors import ConfigError, DataError, RunError, TunerError
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import run as run_module
 from dylora_moe.train.run import Stages, calibrate_router, prepare, train
@@ -87,6 +87,12 @@ class TestFolder:
         assert 0 < lines[0]["tokens"] < lines[1]["tokens"] < result["tokens"]
         assert lines[0]["seconds"] < lines[1]["seconds"] and lines[1]["epoch"] == pytest.approx(4 / 9)
 
+    def test_what_each_domain_gave_is_recorded(self, finished: Any) -> None:
+        _, _, result = finished
+        assert [each["domain"] for each in result["trained"]] == DOMAINS
+        assert sum(each["rows"] for each in result["trained"]) == 5 * 6
+        assert sum(each["tokens"] for each in result["trained"]) == result["tokens"]
+
     def test_routing_of_both_splits_is_recorded(self, finished: Any) -> None:
         _, run, result = finished
         records = run.read_lines("routing.jsonl")
@@ -138,6 +144,19 @@ def test_a_run_of_every_kind_learns(tiny_config: Callable[..., RunConfig], chang
     assert sum(bool(value.any()) for value in learned) > len(learned) / 2
     assert all(value.dtype == torch.float32 for value in weights.values())
     assert (result["after"]["routing"] is None) is (config.num_experts == 1)
+
+
+def test_domains_are_mixed_as_they_are_weighed(tiny_config: Callable[..., RunConfig]) -> None:
+    weights = {"capitals": 7, "functions": 1, "sums": 1}
+    result = train(tiny_config(**SHORT | {"domain_weights": weights, "max_steps": None, "num_epochs": 1}))
+    assert [each["rows"] for each in result["trained"]] == [42, 6, 6]
+
+
+def test_mixing_that_cannot_be_stops_before_anything_is_written(tiny_config: Callable[..., RunConfig]) -> None:
+    config = tiny_config(interleaved_sampling=True)
+    with pytest.raises(DataError, match="exactly two domains, got 3"):
+        train(config)
+    assert hashes(config.run_dir) == {}
 
 
 def test_bf16_is_what_the_base_is_loaded_in(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dylora_moe.cli.settings import config_of, setting_options
+from dylora_moe.cli.settings import config_of, recipe_command
 from dylora_moe.cli.show import consoles
 from dylora_moe.cli.show_data import show_data, show_lengths, show_tokens
 
@@ -46,20 +46,10 @@ def _inspect(recipe: Path | None, as_json: bool, samples: int, **settings: Any) 
         click.echo(json.dumps({**asdict(data.summary), "samples": shown}, ensure_ascii=False))
 
 
-command = click.Command(
+command = recipe_command(
     "inspect",
-    callback=_inspect,
-    help=_inspect.__doc__,
-    params=[
-        click.Argument(["recipe"], required=False, type=click.Path(dir_okay=False, path_type=Path)),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print all of it as JSON on standard output."),
-        click.Option(
-            ["--samples"],
-            type=click.IntRange(0),
-            default=_SAMPLES,
-            show_default=True,
-            help="Rows of each domain to show.",
-        ),
-        *setting_options(),
-    ],
+    _inspect,
+    click.Option(
+        ["--samples"], type=click.IntRange(0), default=_SAMPLES, show_default=True, help="Rows of each domain to show."
+    ),
 )

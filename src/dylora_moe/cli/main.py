@@ -15,7 +15,7 @@ _VERBS = {
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
     "chat": ("chat", "Ask a trained run something."),
     "experts": ("experts", "List and export the experts of a run."),
-    "data": ("data", "List the data sets that have a name."),
+    "data": ("data", "List data sets, and look at what a recipe would train on."),
 }
 
 

@@ -1,6 +1,7 @@
 """Flags from settings: each field of `RunConfig` is an option under its own name, with hyphens too."""
 
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,6 +33,21 @@ def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
     return make_config(stored | given_settings(values), where=str(recipe) if recipe else "flags")
 
 
+def recipe_command(name: str, callback: Callable[..., None], *options: click.Option) -> click.Command:
+    """A verb that takes a recipe, `--json`, its own options, and every setting as a flag."""
+    return click.Command(
+        name,
+        callback=callback,
+        help=callback.__doc__,
+        params=[
+            click.Argument(["recipe"], required=False, type=click.Path(dir_okay=False, path_type=Path)),
+            click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on standard output."),
+            *options,
+            *setting_options(),
+        ],
+    )
+
+
 def _option(name: str, field: FieldInfo) -> click.Option:
     hyphened = name.replace("_", "-")
     spellings = [f"--{name}"] if hyphened == name else [f"--{name}", f"--{hyphened}"]
@@ -44,6 +60,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         return click.Option([*spellings, *off, name], is_flag=True, default=None, help=text)
     if name in ("datasets", "target_modules"):
         return click.Option([*spellings, name], default=None, help=text, callback=_as_list(name), metavar="A,B,...")
+    if name == "domain_weights":
+        return click.Option([*spellings, name], default=None, help=text, callback=_as_weights, metavar="A=2,B=1,...")
     if get_origin(kind) is Literal:
         return click.Option([*spellings, name], type=click.Choice(get_args(kind)), default=None, help=text)
     return click.Option([*spellings, name], type=kind if kind in (int, float) else str, default=None, help=text)
@@ -66,6 +84,16 @@ def _as_list(name: str) -> Any:
         return parts[0] if is_word else parts
 
     return parse
+
+
+def _as_weights(ctx: click.Context, option: click.Parameter, value: str | None) -> dict[str, str] | None:
+    """`a=2,b=1` -> names and numbers, the numbers still as text, to be checked with all other settings."""
+    if value is None:
+        return None
+    pairs = [part.rpartition("=") for part in split_list(value)]
+    if not all(name and sign for name, sign, _ in pairs):
+        raise click.BadParameter(f"must be names and numbers such as code=2,maths=1, got {value!r}.")
+    return {name.strip(): number.strip() for name, _, number in pairs}
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dylora_moe.cli.settings import config_of, setting_options
+from dylora_moe.cli.settings import config_of, recipe_command
 from dylora_moe.cli.show import (
     command_name,
     consoles,
@@ -19,8 +19,7 @@ from dylora_moe.cli.show import (
 from dylora_moe.cli.show_data import show_data
 
 
-@click.pass_context
-def _train(ctx: click.Context, recipe: Path | None, as_json: bool, **settings: Any) -> None:
+def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     """Train as a recipe says, flags changing single settings of it.
 
     Every setting of a recipe is a flag of the same name, with underscores or hyphens. Without a recipe the defaults
@@ -64,13 +63,4 @@ def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-command = click.Command(
-    "train",
-    callback=_train,
-    help=_train.__doc__,
-    params=[
-        click.Argument(["recipe"], required=False, type=click.Path(dir_okay=False, path_type=Path)),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on standard output."),
-        *setting_options(),
-    ],
-)
+command = recipe_command("train", _train)

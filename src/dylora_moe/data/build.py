@@ -11,6 +11,7 @@ from dylora_moe.config import DatasetSpec, RunConfig
 from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.cleaning import Removed, count_reasons
 from dylora_moe.data.example import Example
+from dylora_moe.data.mixing import Mixture, interleave, temper, weigh
 from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
 from dylora_moe.data.sources import (
     BadRow,
@@ -223,6 +224,25 @@ def build_run_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Dat
         eval_subset=config.eval_subset,
         seed=config.seed,
     )
+
+
+def run_mixture(config: RunConfig, data: DataBundle) -> Mixture | None:
+    """Which rows an epoch of a run has; None for every row once.
+
+    Raises:
+        DataError: The weights do not name the domains there are, or interleaving is asked for of other than two.
+    """
+    domains = [row.domain for row in data.train]
+    if config.interleaved_sampling:
+        return interleave(domains)
+    if config.domain_weights is None:
+        return temper(domains, config.sampling_temperature) if config.sampling_temperature > 1 else None
+    if config.domain_weights.keys() != set(data.domains):
+        raise DataError(
+            f"domain_weights must name each domain ({', '.join(data.domains)}) and no other, got "
+            f"{', '.join(config.domain_weights)}."
+        )
+    return weigh(domains, [config.domain_weights[domain] for domain in data.domains])
 
 
 def _check_settings(

@@ -29,27 +29,6 @@ class Mixture:
         return sum(self.quotas)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """What one domain gave to some epochs.
-
-    Attributes:
-        domain: Its index.
-        rows: Rows drawn.
-        distinct: Different rows among them.
-        passes: Times that each row was drawn, on average.
-        tokens: Tokens of the rows drawn.
-        share: Their part of the tokens of all domains, 0 to 1.
-    """
-
-    domain: int
-    rows: int
-    distinct: int
-    passes: float
-    tokens: int
-    share: float
-
-
 def concatenate(domains: Sequence[int]) -> Mixture:
     """Every row once an epoch; `domains` says, row for row, which domain it belongs to."""
     rows = _rows_by_domain(domains)
@@ -138,26 +117,6 @@ def shuffled(number: int, name: str) -> list[int]:
     draw = random.Random(name).random
     keys = [draw() for _ in range(number)]
     return sorted(range(number), key=keys.__getitem__)
-
-
-def contributions(mixture: Mixture, order: Sequence[int], lengths: Sequence[int]) -> tuple[Contribution, ...]:
-    """What each domain gave to the rows in `order` (of one epoch or several), by the tokens of each row."""
-    domain_of_row = {row: domain for domain, rows in enumerate(mixture.rows) for row in rows}
-    drawn: list[list[int]] = [[] for _ in mixture.rows]
-    for row in order:
-        drawn[domain_of_row[row]].append(row)
-    tokens = [sum(lengths[row] for row in rows) for rows in drawn]
-    return tuple(
-        Contribution(
-            domain=domain,
-            rows=len(rows),
-            distinct=len(set(rows)),
-            passes=len(rows) / len(mixture.rows[domain]),
-            tokens=tokens[domain],
-            share=tokens[domain] / max(sum(tokens), 1),
-        )
-        for domain, rows in enumerate(drawn)
-    )
 
 
 def _rows_by_domain(domains: Sequence[int]) -> tuple[tuple[int, ...], ...]:

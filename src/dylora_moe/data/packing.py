@@ -1,7 +1,8 @@
 """Documents -> rows of at most `max_length` tokens, several in each, that never see each other.
 
 A packed batch has position ids that restart with each document and no attention mask: transformers then confines
-attention to a document, provided that no cache is used (docs/method.md). Each token carries the domain of its document.
+attention to a document, provided that no cache is used (an all-ones mask or a cache lets documents see each other; the
+tests compare logits). Each token carries the domain of its document.
 """
 
 from collections.abc import Sequence

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.data.mixing import Mixture
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
@@ -26,6 +28,7 @@ class RoutedTrainer(Trainer):
         args: transformers' settings.
         head: Of the base.
         train_rows: Rows to train on.
+        mixture: Which of them an epoch has; None for every one once.
         validation: Domain -> rows; the domains' order gives meaning to a row's `domain`.
         pad_token_id: What fills short rows.
         balance_coefficient: Weight of the balance loss, whose load is that of the whole optimizer step.
@@ -46,6 +49,7 @@ class RoutedTrainer(Trainer):
         balance_coefficient: float,
         z_coefficient: float,
         record_routing: Callable[[int, str, RoutingReport], None],
+        mixture: Mixture | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.window = LoadWindow()
@@ -65,7 +69,10 @@ class RoutedTrainer(Trainer):
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
         self.record_routing = record_routing
         self.meter = RoutingMeter(model.expert_names, tuple(validation))
-        self.tokens_seen, self._tokens_logged = torch.zeros((), dtype=torch.long), 0
+        self.mixture = mixture
+        # Of each domain.
+        self.rows_seen, self.tokens_seen = (torch.zeros(len(validation), dtype=torch.long) for _ in range(2))
+        self._tokens_logged = 0
         self.auxiliary: AuxiliaryLosses | None = None
         self.evaluation: Evaluation | None = None
         self.evaluated_at = -1
@@ -76,6 +83,7 @@ class RoutedTrainer(Trainer):
             [len(row) for row in self.train_dataset],  # type: ignore[union-attr]
             batch_size=self.args.per_device_train_batch_size,
             seed=self.args.seed,
+            mixture=self.mixture,
         )
         loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)  # type: ignore[arg-type]
         return self.accelerator.prepare(loader)
@@ -97,9 +105,15 @@ class RoutedTrainer(Trainer):
         auxiliary = routed.auxiliary_losses(self.window)
         extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
         self.meter.add(list(routed.decisions.values()), domain)
-        self.tokens_seen = self.tokens_seen.to(labels.device) + inputs["attention_mask"].sum()
+        self._count(domain, inputs["attention_mask"].sum(1))
         self.auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
         return language + extra / self.current_gradient_accumulation_steps
+
+    def _count(self, domain: Tensor, tokens: Tensor) -> None:
+        """Add the rows of a batch to what each domain gave; domain and tokens: "batch", int64."""
+        member = F.one_hot(domain, len(self.rows_seen))
+        self.rows_seen = self.rows_seen.to(domain.device) + member.sum(0)
+        self.tokens_seen = self.tokens_seen.to(domain.device) + (member * tokens[:, None]).sum(0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add tokens, speed and routing of the steps since the last line to what the Trainer logs."""
@@ -114,7 +128,7 @@ class RoutedTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _figures(self) -> dict[str, float]:
-        tokens = int(self.tokens_seen)
+        tokens = int(self.tokens_seen.sum())
         figures: dict[str, float] = {
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_logged) / max(self.clock.take(), 1e-9),
