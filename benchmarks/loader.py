@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.data.batching import NO_DOMAIN, BucketedBatchSampler, Collator, TokenizedRow
 from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, LoadWindow, RoutingConfig
 from dylora_moe.tuner.head import Head, read_head
@@ -105,7 +105,7 @@ def make_layouts(rows: Sequence[TokenizedRow], batch_size: int, seed: int) -> li
 
 def real_tokens(batch: dict[str, Tensor]) -> Tensor:
     """True for every token that is no padding."""
-    return batch["token_mask"] if "token_mask" in batch else batch["attention_mask"]
+    return batch["domain"] != NO_DOMAIN
 
 
 def measure_loading(layout: Layout, tokens: int, repeats: int) -> None:

@@ -28,6 +28,7 @@ ALL_CHANGED: dict[str, Any] = {
     "overlong": "drop",
     "learn": "all",
     "chat_template": "plain",
+    "packing": True,
     "num_experts": 8,
     "lora_r": 24,
     "lora_alpha": 7,

@@ -102,6 +102,10 @@ class RunConfig(BaseModel):
 
     # Experts
 
+    packing: bool = False
+    """Lay several rows side by side in one of up to max_length tokens, without seeing each other; batch_size counts
+    the latter. Otherwise rows of like length share a batch."""
+
     num_experts: int = Field(default=4, ge=1)
     """LoRA experts, all created at the start; 1 trains a single LoRA without a router."""
 

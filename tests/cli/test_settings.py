@@ -54,7 +54,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "eval_steps": ("3", 3),
     "sample_tokens": ("0", 0),
 }
-SWITCHES = ("interleaved_sampling", "use_rslora", "bf16", "fp16", "load_in_4bit", "gradient_checkpointing")
+SWITCHES = ("interleaved_sampling", "packing", "use_rslora", "bf16", "fp16", "load_in_4bit", "gradient_checkpointing")
 
 
 def parse(*arguments: str) -> dict[str, Any]:

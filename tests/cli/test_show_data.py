@@ -34,7 +34,9 @@ def domain(name: str, removed: dict[str, int] | None = None, **counts: int) -> S
 
 def test_rows_left_out_are_named_with_their_reason() -> None:
     console = Console(file=io.StringIO(), width=120)
-    show_data(console, SimpleNamespace(domains=[domain("some", {"leak": 2}, num_test=1234, num_cut=3), domain("none")]))
+    domains = [domain("some", {"leak": 2}, num_test=1234, num_cut=3), domain("none")]
+    show_data(console, SimpleNamespace(domains=domains, batches=SimpleNamespace(num_batches=1234, fill_rate=0.947)))
+    assert "an epoch: 1,234 batches; 95% of their tokens are no padding" in printed(console)
     lines = printed(console).splitlines()
     assert [line for line in lines if line.startswith(("some:", "none:"))] == [
         "some: left out 1,234 of an official test split, 2 with a prompt that is validated or tested on",
@@ -46,7 +48,9 @@ def test_rows_left_out_are_named_with_their_reason() -> None:
 def test_every_reason_is_told(console: Console) -> None:
     show_data(
         console,
-        SimpleNamespace(domains=[domain("all", dict.fromkeys(get_args(Reason), 7), **dict.fromkeys(LEFT_OUT, 7))]),
+        SimpleNamespace(
+            domains=[domain("all", dict.fromkeys(get_args(Reason), 7), **dict.fromkeys(LEFT_OUT, 7))], batches=None
+        ),
     )
     (line,) = (line for line in printed(console).splitlines() if "left out" in line)
     assert line.count("7 ") == len(LEFT_OUT) + len(get_args(Reason))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow, fill_rate, plan_epoch
+from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow, plan_epoch
 from dylora_moe.data.mixing import concatenate, interleave, temper, weigh
 from dylora_moe.data.packing import PackedBatchSampler
 from dylora_moe.data.tokenize import IGNORED
@@ -63,16 +63,17 @@ def test_sorting_within_pools_fills_batches_and_keeps_domains_mixed():
     # Two domains of lengths that overlap, as Code Alpaca's and GSM8K's do.
     domains = [index % 2 for index in range(2000)]
     lengths = [round(rng.lognormvariate(4.9 + 0.2 * domain, 0.4)) for domain in domains]
-    batches = plan_epoch(lengths, batch_size=8, seed=0, epoch=0)
-    unsorted = plan_epoch(lengths, batch_size=8, seed=0, epoch=0, pool_batches=1)
-    assert fill_rate(lengths, unsorted) < 0.65
-    assert fill_rate(lengths, batches) > 0.8
+    sampler = BucketedBatchSampler(lengths, batch_size=8, seed=0)
+    unsorted = BucketedBatchSampler(lengths, batch_size=8, seed=0, pool_batches=1)
+    assert unsorted.fill_rate() < 0.65 and sampler.fill_rate() > 0.8
+    batches = sampler.plan(0)
     mixed = sum(len({domains[index] for index in batch}) == 2 for batch in batches)
     assert mixed / len(batches) > 0.9
 
 
 def test_fill_rate_is_the_share_of_real_tokens():
-    assert fill_rate([2, 4, 3], [[0, 1], [2]]) == 9 / 11
+    assert BucketedBatchSampler([2, 4, 3], batch_size=3, seed=0).fill_rate() == 9 / 12
+    assert BucketedBatchSampler([2, 4, 3], batch_size=2, seed=0).fill_rate() == 9 / 10  # 4, and 2 with 3
 
 
 def test_short_and_long_batches_do_not_come_in_order():
@@ -86,7 +87,7 @@ def test_a_batch_is_padded_on_the_right():
     assert batch["input_ids"].tolist() == [[1, 2, 99], [1, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 7, IGNORED], [IGNORED, 7, 7]]
-    assert batch["domain"].tolist() == [0, 1]
+    assert batch["domain"].tolist() == [[0, 0, -1], [1, 1, 1]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 

@@ -9,8 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dylora_moe.config import make_config
-from dylora_moe.data.build import build_data, run_mixture
+from dylora_moe.data.build import build_data
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
@@ -230,31 +229,3 @@ def test_official_test_rows_are_counted(tmp_path, tokenizer):
     write(tmp_path / "train.jsonl", pairs("a", 10))
     write(tmp_path / "test.jsonl", pairs("t", 4))
     assert build([str(tmp_path)], tokenizer).summary.domains[0].num_test == 4
-
-
-@pytest.mark.parametrize(
-    ("settings", "quotas"),
-    [
-        ({}, None),
-        ({"interleaved_sampling": True}, (36, 36)),
-        ({"domain_weights": {"b": 1, "a": 2}}, (36, 18)),
-        ({"domain_weights": {"b": 5, "a": 1}}, (9, 45)),
-        ({"sampling_temperature": 1e9}, (27, 27)),
-    ],
-    ids=["every row once", "interleaved", "as large as they are", "turned round", "equal"],
-)
-def test_an_epoch_has_as_many_rows_of_each_domain_as_the_settings_say(tmp_path, tokenizer, settings, quotas):
-    bundle = build([write(tmp_path / f"{n}.jsonl", pairs(n, c)) for n, c in (("a", 40), ("b", 20))], tokenizer)
-    mixture = run_mixture(make_config(settings), bundle)
-    if quotas is None:
-        assert mixture is None
-    else:
-        assert mixture is not None and mixture.quotas == quotas
-        assert [{bundle.train[row].domain for row in rows} for rows in mixture.rows] == [{0}, {1}]
-
-
-@pytest.mark.parametrize("weights", [{"a": 1}, {"a": 1, "b": 1, "c": 1}, {"a": 1, "B": 1}])
-def test_weights_must_name_the_domains_there_are(tmp_path, tokenizer, weights):
-    bundle = build([write(tmp_path / f"{n}.jsonl", pairs(n, 20)) for n in "ab"], tokenizer)
-    with pytest.raises(DataError, match=r"domain_weights must name each domain \(a, b\) and no other, got a"):
-        run_mixture(make_config({"domain_weights": weights}), bundle)

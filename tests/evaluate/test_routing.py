@@ -19,15 +19,15 @@ def decision(
     *,
     weights: list[list[float]] | None = None,
     valid: list[bool] | None = None,
-    rows: list[int] | None = None,
+    unit_of_token: list[int] | None = None,
 ) -> Decision:
-    """A decision of one unit a row of the batch, each chosen expert at weight 1 unless said."""
+    """A decision of one unit a token, each chosen expert at weight 1 unless said."""
     matrix = torch.tensor(probs)
     made = make_decision(
         matrix.log(),
         torch.tensor([True] * len(probs) if valid is None else valid),
-        torch.tensor(list(range(len(probs))) if rows is None else rows),
-        None,
+        torch.zeros(len(probs), dtype=torch.long),
+        None if unit_of_token is None else torch.tensor(unit_of_token),
         RoutingConfig(granularity="token"),
         dense=experts is None,
     )
@@ -45,9 +45,9 @@ def sure(experts: list[int], num_experts: int, **others: Any) -> Decision:
     return decision(probs, [[expert] for expert in experts], **others)
 
 
-def report(decisions: list[Decision], domain_of_row: list[int], num_experts: int, num_domains: int) -> RoutingReport:
+def report(decisions: list[Decision], domain: list[int], num_experts: int, num_domains: int) -> RoutingReport:
     meter = RoutingMeter([f"e{i}" for i in range(num_experts)], [f"d{i}" for i in range(num_domains)])
-    meter.add(decisions, torch.tensor(domain_of_row))
+    meter.add(decisions, torch.tensor(domain))
     found = meter.report()
     assert found is not None
     return found
@@ -101,9 +101,9 @@ def test_padding_is_left_out() -> None:
     assert report([unsure], [0, 0], 2, 1).decision_entropy == pytest.approx(0, abs=1e-6)
 
 
-def test_units_find_their_domain_through_their_row() -> None:
-    made = sure([0, 0, 1], 2, rows=[1, 1, 0])
-    assert report([made], [0, 1], 2, 2).table == ((0, 1), (1, 0))
+def test_documents_find_their_domain_through_their_tokens() -> None:
+    made = sure([0, 0, 1, 1], 2, unit_of_token=[0, 1, 1, 2, 2, 3, 3], valid=[True, True, True, False])
+    assert report([made], [1, -1, 1, 0, -1, -1, -1], 2, 2).table == ((0, 1), (1, 0))
 
 
 def test_dense_collaboration_counts_by_weight() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.train.callbacks.progress import ShowProgress
-from dylora_moe.train.run import Session, build_trainer
+from dylora_moe.train.run import Session, build_trainer, calibrate_router
 from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner.auxiliary import balance_loss
 
@@ -85,6 +85,47 @@ def test_a_step_is_that_of_the_mean_over_its_labelled_tokens(
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=str)
+def test_a_step_of_packs_is_the_same_step(
+    make_session: Any, six_rows: Any, gradients: Any, mixture: dict[str, Any]
+) -> None:
+    """Also its losses on routing and what it counts: documents are told apart, and padding counts for nothing."""
+    changes = {**mixture, **ONE_STEP, "balance_coefficient": 0.5, "z_coefficient": 0.1}
+    alone = fit(make_session(six_rows, **changes, batch_size=6), gradients)
+    expected = gradients.steps.pop()
+    # Three packs of unequal length, all in one pass.
+    max_length = 2 * max(map(len, six_rows))
+    packed = fit(make_session(six_rows, **changes, batch_size=3, packing=True, max_length=max_length), gradients)
+    assert packed.sampler.num_batches == 1 and packed.sampler.fill_rate() < 1
+    for key in ("loss", "balance_loss", "z_loss"):
+        assert logged(packed, key) == pytest.approx(logged(alone, key), rel=1e-4)
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    found = gradients.steps.pop()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
+    assert packed.rows_seen.tolist() == alone.rows_seen.tolist() == [2, 2, 2]
+    lengths = [sum(len(row) for row in six_rows if row.domain == domain) for domain in range(3)]
+    assert packed.tokens_seen.tolist() == alone.tokens_seen.tolist() == lengths
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_packs_tell_which_domain_goes_where(make_session: Any, six_rows: Any, granularity: str) -> None:
+    changes = {**ONE_STEP, "granularity": granularity, "learning_rate": 1e-12}
+    reports = []
+    for packing in ({"batch_size": 6}, {"batch_size": 3, "packing": True, "max_length": 2 * max(map(len, six_rows))}):
+        session = make_session(six_rows, **changes, **packing)
+        calibrate_router(session)
+        trainer = new_trainer(session)
+        recorded: list[RoutingReport] = []
+        trainer.record_routing = lambda step, split, report, seen=recorded: seen.append(report)
+        trainer.train()
+        reports += recorded
+    alone, packed = reports
+    assert alone.units == packed.units and len(set(alone.table)) > 1
+    assert [sum(row) for row in alone.table] == pytest.approx([1, 1, 1])
+    assert packed.table == tuple(pytest.approx(row) for row in alone.table)
 
 
 @pytest.mark.parametrize("changes", [{}, {"router_scope": "per_layer", "granularity": "token", "top_k": 2}], ids=str)

@@ -43,6 +43,9 @@ def show_data(console: Console, summary: Any) -> None:
             f"{domain.lengths.maximum:,}",
         )
     console.print(table)
+    if summary.batches is not None:
+        full = f"{summary.batches.fill_rate:.0%} of their tokens are no padding"
+        console.print(f"an epoch: {summary.batches.num_batches:,} batches; {full}", highlight=False)
     for domain in summary.domains:
         counts = [(getattr(domain, name), text) for name, text in _LEFT_OUT]
         counts += [(domain.removed.get(reason, 0), text) for reason, text in _REMOVED]

@@ -14,6 +14,7 @@ from dylora_moe.data.mixing import Mixture, concatenate, epoch_order, shuffled
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
+NO_DOMAIN = -1  # of a token that only fills a row
 # Measured with batches of 8 rows: Code Alpaca's rows fill 0.96 of a batch with SmolLM2's tokenizer and 0.95 with
 # Gemma's (0.88 and 0.86 with pools of 8 batches, 0.61 and 0.57 unsorted); six domains of other lengths 0.90 (0.74,
 # 0.40), with 3.5 domains a batch (3.7, 6.0).
@@ -59,14 +60,14 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-        """Int64 tensors: input_ids, attention_mask and labels "batch tokens", domain "batch"."""
+        """Int64 tensors of "batch tokens": input_ids, attention_mask, labels, and domain, `NO_DOMAIN` at padding."""
         multiple = self.pad_to_multiple_of
         length = -(-max(map(len, rows)) // multiple) * multiple
         return {
             "input_ids": _padded([row.input_ids for row in rows], length, self.pad_token_id),
             "attention_mask": _padded([(1,) * len(row) for row in rows], length, 0),
             "labels": _padded([row.labels for row in rows], length, IGNORED),
-            "domain": torch.tensor([row.domain for row in rows], dtype=torch.int64),
+            "domain": _padded([(row.domain,) * len(row) for row in rows], length, NO_DOMAIN),
         }
 
 
@@ -104,12 +105,6 @@ def plan_epoch(
     return [batches[index] for index in shuffled(len(batches), f"batches/{seed}/{epoch}")]
 
 
-def fill_rate(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """The share of a plan's padded tokens that are real ones, between 0 and 1."""
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    return sum(lengths[index] for batch in batches for index in batch) / padded
-
-
 T = TypeVar("T")
 
 
@@ -141,6 +136,15 @@ class PlannedBatchSampler(Sampler[list[T]], ABC, Generic[T]):
     @abstractmethod
     def plan(self, epoch: int) -> list[list[T]]:
         """The batches of an epoch over all ranks."""
+
+    @abstractmethod
+    def size(self, item: T) -> int:
+        """Tokens of one item of a batch."""
+
+    def fill_rate(self, epoch: int = 0) -> float:
+        """The share of an epoch's tokens that are no padding, each batch padded to its longest item; 0 to 1."""
+        sizes = [[self.size(item) for item in batch] for batch in self.plan(epoch)]
+        return sum(map(sum, sizes)) / sum(len(batch) * max(batch) for batch in sizes)
 
     def set_epoch(self, epoch: int, position: int = 0) -> None:
         """Choose the epoch, and how many of its batches are done already (default none)."""
@@ -204,3 +208,7 @@ class BucketedBatchSampler(PlannedBatchSampler[int]):
             pool_batches=self.pool_batches,
             mixture=self.mixture,
         )
+
+    def size(self, item: int) -> int:
+        """Tokens of a row."""
+        return self.lengths[item]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -11,8 +11,8 @@ from dylora_moe.config import DatasetSpec, RunConfig
 from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.cleaning import Removed, count_reasons
 from dylora_moe.data.example import Example
-from dylora_moe.data.mixing import Mixture, interleave, temper, weigh
 from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
+from dylora_moe.data.sampler import make_sampler
 from dylora_moe.data.sources import (
     BadRow,
     FoundFormat,
@@ -101,13 +101,27 @@ class DomainSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSummary:
+    """What an epoch is made of.
+
+    Attributes:
+        num_batches: In an epoch.
+        fill_rate: Share of the first epoch's tokens that are no padding.
+    """
+
+    num_batches: int
+    fill_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
-    """What went into a run; `dataclasses.asdict` makes it JSON."""
+    """What went into a run; `dataclasses.asdict` makes it JSON. Batches are those of a run, None without one."""
 
     domains: tuple[DomainSummary, ...]
     seed: int
     max_length: int
     end_token_ids: tuple[int, ...]
+    batches: BatchSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +225,12 @@ def build_data(
 
 
 def build_run_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> DataBundle:
-    """`build_data` with the settings of a run."""
-    return build_data(
+    """`build_data` with the settings of a run, which also decide its batches.
+
+    Raises:
+        DataError: As `build_data` and `make_sampler`.
+    """
+    data = build_data(
         config.datasets,
         tokenizer,
         registry=registry_of(config.data_registry),
@@ -224,25 +242,9 @@ def build_run_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Dat
         eval_subset=config.eval_subset,
         seed=config.seed,
     )
-
-
-def run_mixture(config: RunConfig, data: DataBundle) -> Mixture | None:
-    """Which rows an epoch of a run has; None for every row once.
-
-    Raises:
-        DataError: The weights do not name the domains there are, or interleaving is asked for of other than two.
-    """
-    domains = [row.domain for row in data.train]
-    if config.interleaved_sampling:
-        return interleave(domains)
-    if config.domain_weights is None:
-        return temper(domains, config.sampling_temperature) if config.sampling_temperature > 1 else None
-    if config.domain_weights.keys() != set(data.domains):
-        raise DataError(
-            f"domain_weights must name each domain ({', '.join(data.domains)}) and no other, got "
-            f"{', '.join(config.domain_weights)}."
-        )
-    return weigh(domains, [config.domain_weights[domain] for domain in data.domains])
+    sampler = make_sampler(config, data.train, data.domains)
+    batches = BatchSummary(num_batches=sampler.num_batches, fill_rate=sampler.fill_rate())
+    return replace(data, summary=replace(data.summary, batches=batches))
 
 
 def _check_settings(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dylora_moe.data.batching import PlannedBatchSampler, TokenizedRow
+from dylora_moe.data.batching import NO_DOMAIN, PlannedBatchSampler, TokenizedRow
 from dylora_moe.data.mixing import Mixture, concatenate, epoch_order
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
@@ -60,11 +60,6 @@ def pack_documents(lengths: Sequence[int], order: Sequence[int], *, max_length: 
             with_room[room - length].append(pack)
             rooms |= 1 << (room - length)
     return [tuple(order[place] for place in pack) for pack in sorted(packs)]
-
-
-def pack_fill_rate(lengths: Sequence[int], packs: Sequence[Pack], *, max_length: int) -> float:
-    """The share of rows of `max_length` tokens that documents fill, between 0 and 1."""
-    return sum(lengths[document] for pack in packs for document in pack) / (len(packs) * max_length)
 
 
 class PackedBatchSampler(PlannedBatchSampler[Pack]):
@@ -115,6 +110,10 @@ class PackedBatchSampler(PlannedBatchSampler[Pack]):
             packs[fullest : fullest + 1] = [packs[fullest][::2], packs[fullest][1::2]]
         return [packs[len(packs) * at // number : len(packs) * (at + 1) // number] for at in range(number)]
 
+    def size(self, item: Pack) -> int:
+        """Tokens of a pack."""
+        return sum(self.lengths[document] for document in item)
+
 
 class PackedDataset(Dataset[tuple[TokenizedRow, ...]]):
     """Pack -> its documents; what a DataLoader with a `PackedBatchSampler` reads."""
@@ -143,10 +142,10 @@ class PackCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, packs: Sequence[Sequence[TokenizedRow]]) -> dict[str, Tensor]:
-        """Tensors of "batch tokens": input_ids, position_ids, labels, domain (int64) and token_mask (bool).
+        """Int64 tensors of "batch tokens": input_ids, position_ids, labels and domain.
 
-        Padding stands at the end of a row as a document of its own, labelled `IGNORED`, of domain 0, and False in
-        token_mask. The first label of a document is `IGNORED`: it could only be predicted from the document before.
+        Padding stands at the end of a row as a document of its own, labelled `IGNORED`, of domain `NO_DOMAIN`. The
+        first label of a document is `IGNORED`: it could only be predicted from the document before.
         """
         multiple = self.pad_to_multiple_of
         length = -(-max(sum(map(len, pack)) for pack in packs) // multiple) * multiple
@@ -157,10 +156,8 @@ class PackCollator:
             "labels": [[label for row in pack for label in (IGNORED, *row.labels[1:])] for pack in packs],
             "domain": [[row.domain for row in pack for _ in range(len(row))] for pack in packs],
         }
-        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED, "domain": 0}
+        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED, "domain": NO_DOMAIN}
         for name, rows in columns.items():
             for row, number in zip(rows, rest, strict=True):
                 row += range(number) if name == "position_ids" else [fillers[name]] * number
-        batch = {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}
-        real = torch.tensor([[length - number] for number in rest])
-        return batch | {"token_mask": torch.arange(length) < real}
+        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in columns.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dylora_moe.data.batching import Collator, TokenizedRow
+from dylora_moe.data.batching import NO_DOMAIN, Collator, TokenizedRow
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
 from dylora_moe.tuner import DyLoraModel
 from dylora_moe.tuner.head import Head
@@ -78,8 +78,8 @@ def _evaluate_one(
     total, tokens = 0.0, 0
     for start in range(0, len(ordered), batch_size):
         batch = {key: value.to(model.device) for key, value in collate(ordered[start : start + batch_size]).items()}
-        batch["domain"] = torch.full_like(batch["domain"], index)
         domain = batch.pop("domain")
+        domain = domain.where(domain == NO_DOMAIN, index)
         nll = head.nll(model(hidden_only=True, **batch), batch["labels"])
         total, tokens = total + float(nll.double().sum()), tokens + nll.numel()
         meter.add(list(model.decisions.values()), domain)

@@ -58,21 +58,21 @@ class RoutingMeter:
         self._units: Tensor | int = 0
 
     @torch.no_grad()
-    def add(self, decisions: Sequence[Decision], domain_of_row: Tensor) -> None:
+    def add(self, decisions: Sequence[Decision], domain: Tensor) -> None:
         """Count one pass. Several routers (one a layer) count alike.
 
         Args:
             decisions: Those of the pass.
-            domain_of_row: (batch,) index into the domains.
+            domain: (batch, tokens) index into the domains, negative at padding.
         """
         for decision in decisions:
-            domain = domain_of_row.to(decision.row_of_unit.device)[decision.row_of_unit]
+            of_unit = _domain_of_unit(decision, domain.to(decision.probs.device).reshape(-1))
             if self._load is None:
                 # Sums stay where the model is: reading them every pass would make a GPU wait.
                 self._load = torch.zeros(
-                    len(self.domains), len(self.experts), dtype=torch.float64, device=domain.device
+                    len(self.domains), len(self.experts), dtype=torch.float64, device=of_unit.device
                 )
-            self._load.index_add_(0, domain, decision.load().double())
+            self._load.index_add_(0, of_unit, decision.load().double())
             entropy = -(decision.probs * decision.probs.clamp_min(1e-20).log()).sum(-1)
             self._entropy = self._entropy + (entropy * decision.valid).sum()
             self._units = self._units + decision.valid.sum()
@@ -105,3 +105,11 @@ class RoutingMeter:
             mutual_information=max(0.0, information),
             units=int(self._units),
         )
+
+
+def _domain_of_unit(decision: Decision, domain: Tensor) -> Tensor:
+    """Domain of the tokens of each unit; 0 for a unit of padding, which has no load."""
+    if decision.unit_of_token is not None:
+        none = torch.full((decision.probs.shape[0],), -1, dtype=domain.dtype, device=domain.device)
+        domain = none.scatter_reduce(0, decision.unit_of_token, domain, "amax")
+    return domain.clamp_min(0)

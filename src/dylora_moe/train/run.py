@@ -13,8 +13,9 @@ from transformers import TrainingArguments, set_seed
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
-from dylora_moe.data.build import DataBundle, build_run_data, run_mixture
+from dylora_moe.data.build import DataBundle, build_run_data
 from dylora_moe.data.registry import registry_of
+from dylora_moe.data.sampler import make_sampler
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.data.tokenize import set_template
 from dylora_moe.errors import ConfigError, RunError
@@ -106,7 +107,6 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     set_template(base.tokenizer, config.chat_template)
     data = build_run_data(config, base.tokenizer)
     stages.data(data)
-    run_mixture(config, data)  # weights that fit no domain stop before a model is built
     model = build_model(config, base)
     stages.parameters(count_parameters(model))
     check_parameters(model)
@@ -177,7 +177,7 @@ def build_trainer(session: Session, progress: ShowProgress) -> RoutedTrainer:
         _training_arguments(config),
         head=session.head,
         train_rows=session.data.train,
-        mixture=run_mixture(config, session.data),
+        sampler=make_sampler(config, session.data.train, session.data.domains),
         validation=session.data.validation,
         pad_token_id=pad_token_id(session.base.tokenizer),
         balance_coefficient=config.balance_coefficient,

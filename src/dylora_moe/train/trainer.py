@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from dylora_moe.data.batching import BucketedBatchSampler, Collator, TokenizedRow
-from dylora_moe.data.mixing import Mixture
+from dylora_moe.data.batching import NO_DOMAIN, BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
@@ -28,7 +28,7 @@ class RoutedTrainer(Trainer):
         args: transformers' settings.
         head: Of the base.
         train_rows: Rows to train on.
-        mixture: Which of them an epoch has; None for every one once.
+        sampler: Which of them each batch has.
         validation: Domain -> rows; the domains' order gives meaning to a row's `domain`.
         pad_token_id: What fills short rows.
         balance_coefficient: Weight of the balance loss, whose load is that of the whole optimizer step.
@@ -44,22 +44,24 @@ class RoutedTrainer(Trainer):
         *,
         head: Head,
         train_rows: Sequence[TokenizedRow],
+        sampler: BucketedBatchSampler | PackedBatchSampler,
         validation: Mapping[str, Sequence[TokenizedRow]],
         pad_token_id: int,
         balance_coefficient: float,
         z_coefficient: float,
         record_routing: Callable[[int, str, RoutingReport], None],
-        mixture: Mixture | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        packed = isinstance(sampler, PackedBatchSampler)
+        self.sampler = sampler
         self.window = LoadWindow()
         self.clock = _StepClock(self.window)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_rows,  # type: ignore[arg-type]
+            train_dataset=PackedDataset(train_rows) if packed else train_rows,  # type: ignore[arg-type]
             eval_dataset=dict(validation),  # type: ignore[arg-type]
-            data_collator=Collator(pad_token_id=pad_token_id),
+            data_collator=(PackCollator if packed else Collator)(pad_token_id=pad_token_id),
             callbacks=[self.clock, *callbacks],
         )
         self.remove_callback(PrinterCallback)  # our own callbacks show progress
@@ -69,7 +71,6 @@ class RoutedTrainer(Trainer):
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
         self.record_routing = record_routing
         self.meter = RoutingMeter(model.expert_names, tuple(validation))
-        self.mixture = mixture
         # Of each domain.
         self.rows_seen, self.tokens_seen = (torch.zeros(len(validation), dtype=torch.long) for _ in range(2))
         self._tokens_logged = 0
@@ -78,14 +79,8 @@ class RoutedTrainer(Trainer):
         self.evaluated_at = -1
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Bucketed batches, in an order that seed and epoch decide."""
-        sampler = BucketedBatchSampler(
-            [len(row) for row in self.train_dataset],  # type: ignore[union-attr]
-            batch_size=self.args.per_device_train_batch_size,
-            seed=self.args.seed,
-            mixture=self.mixture,
-        )
-        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        """Batches in an order that seed and epoch decide."""
+        loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)  # type: ignore[arg-type]
         return self.accelerator.prepare(loader)
 
     def compute_loss(
@@ -98,22 +93,23 @@ class RoutedTrainer(Trainer):
         """Language loss per labelled token of the optimizer step, plus the weighted losses on routing."""
         domain = inputs.pop("domain")
         labels = inputs["labels"]
-        nll = self.head.nll(model(hidden_only=True, **inputs), labels)
+        nll = self.head.nll(model(hidden_only=True, token_mask=domain != NO_DOMAIN, **inputs), labels)
         count = nll.numel() if num_items_in_batch is None else num_items_in_batch
         language = nll.sum() / count
         routed: DyLoraModel = self.accelerator.unwrap_model(model)
         auxiliary = routed.auxiliary_losses(self.window)
         extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
         self.meter.add(list(routed.decisions.values()), domain)
-        self._count(domain, inputs["attention_mask"].sum(1))
+        self._count(domain, inputs.get("position_ids"))
         self.auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
         return language + extra / self.current_gradient_accumulation_steps
 
-    def _count(self, domain: Tensor, tokens: Tensor) -> None:
-        """Add the rows of a batch to what each domain gave; domain and tokens: "batch", int64."""
-        member = F.one_hot(domain, len(self.rows_seen))
-        self.rows_seen = self.rows_seen.to(domain.device) + member.sum(0)
-        self.tokens_seen = self.tokens_seen.to(domain.device) + (member * tokens[:, None]).sum(0)
+    def _count(self, domain: Tensor, position_ids: Tensor | None) -> None:
+        """Add a batch to what each domain gave; both arguments (batch, tokens), int64."""
+        member = F.one_hot(domain - NO_DOMAIN, 1 + len(self.rows_seen))[..., 1:]
+        first = member[:, 0] if position_ids is None else member * (position_ids == 0)[..., None]
+        self.rows_seen = self.rows_seen.to(domain.device) + first.reshape(-1, len(self.rows_seen)).sum(0)
+        self.tokens_seen = self.tokens_seen.to(domain.device) + member.sum((0, 1))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add tokens, speed and routing of the steps since the last line to what the Trainer logs."""

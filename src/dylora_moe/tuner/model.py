@@ -122,6 +122,7 @@ class DyLoraModel(nn.Module):
         *,
         labels: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
         hidden_only: bool = False,
         **inputs: Any,
     ) -> Any:
@@ -131,13 +132,15 @@ class DyLoraModel(nn.Module):
             labels: (batch, tokens), -100 where not trained; they also tell where each prompt ends.
             prompt_mask: (batch, tokens) bool, the prompts, when there are no labels. Without either, sequence
                 granularity routes each document by its first `prefix_tokens` tokens.
+            token_mask: (batch, tokens) bool, False at padding, where that cannot be told by an attention mask: rows
+                of several documents, their position_ids restarting, have none.
             hidden_only: Return the last hidden states, (batch, tokens, features), and make no logits.
             inputs: What the base takes: input_ids, attention_mask, position_ids, ...
         """
         if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
             # transformers sees the borders of packed documents only without a cache.
             inputs.setdefault("use_cache", False)
-        with self._prompts(labels, prompt_mask, inputs):
+        with self._reading(labels, prompt_mask, token_mask, inputs):
             if hidden_only:
                 return self.lm.get_decoder()(**{**inputs, "use_cache": False}).last_hidden_state
             return self.lm(labels=labels, **inputs)
@@ -312,16 +315,18 @@ class DyLoraModel(nn.Module):
         self._experts[name] = replace(self._require(name), maturity=maturity)
 
     @contextmanager
-    def _prompts(self, labels: Tensor | None, mask: Tensor | None, inputs: dict[str, Any]) -> Iterator[None]:
-        if mask is None and labels is not None and self.routing_config.granularity == "sequence":
+    def _reading(
+        self, labels: Tensor | None, prompt: Tensor | None, real: Tensor | None, inputs: dict[str, Any]
+    ) -> Iterator[None]:
+        if prompt is None and labels is not None and self.routing_config.granularity == "sequence":
             document = find_documents(
                 (labels.shape[0], labels.shape[1]),
                 inputs.get("position_ids"),
                 inputs.get("attention_mask"),
                 labels.device,
             )
-            mask = prompt_of_labels(labels, document)
-        with self.tap.prompt(mask):
+            prompt = prompt_of_labels(labels, document)
+        with self.tap.reading(prompt, real):
             yield
 
     def _is_dense(self) -> bool:

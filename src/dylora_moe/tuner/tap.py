@@ -80,6 +80,7 @@ class Tap:
         self.config, self.state, self.is_dense = config, state, is_dense
         self.on_features: Callable[[int | None, Tensor], None] | None = None
         self._prompt: Tensor | None = None
+        self._real: Tensor | None = None
         self._generating, self._prompt_length = False, None
         self._filled_cache: Any = None
         self._kept: WeakKeyDictionary[Any, dict[int | None, Tensor]] = WeakKeyDictionary()
@@ -97,13 +98,13 @@ class Tap:
             handle.remove()
 
     @contextmanager
-    def prompt(self, mask: Tensor | None) -> Iterator[None]:
-        """Say which tokens are prompts, (batch, tokens) bool, for the passes inside the block."""
-        self._prompt = mask
+    def reading(self, prompt: Tensor | None, real: Tensor | None) -> Iterator[None]:
+        """Say which tokens are prompts and which no padding, (batch, tokens) bool, for the passes inside the block."""
+        self._prompt, self._real = prompt, real
         try:
             yield
         finally:
-            self._prompt = None
+            self._prompt = self._real = None
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -140,6 +141,8 @@ class Tap:
             )
         else:
             valid = torch.ones(shape, dtype=torch.bool, device=device)
+        if self._real is not None:
+            valid = valid & self._real.to(device)
         document = find_documents(shape, position_ids, mask, device)
         return Layout(valid=valid, document=document, prompt=self._find_prompt(valid, document))
 

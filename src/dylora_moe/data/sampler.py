@@ -1,0 +1,44 @@
+"""Settings of a run -> which rows each batch of an epoch has."""
+
+from collections.abc import Sequence
+
+from dylora_moe.config import RunConfig
+from dylora_moe.data.batching import BucketedBatchSampler, TokenizedRow
+from dylora_moe.data.mixing import Mixture, interleave, temper, weigh
+from dylora_moe.data.packing import PackedBatchSampler
+from dylora_moe.errors import DataError
+
+
+def make_sampler(
+    config: RunConfig, rows: Sequence[TokenizedRow], domains: Sequence[str]
+) -> BucketedBatchSampler | PackedBatchSampler:
+    """Batches of rows of like length, or of packs of rows.
+
+    Args:
+        config: Of the run.
+        rows: To train on.
+        domains: Their names; a row's `domain` is an index into this.
+
+    Raises:
+        DataError: The weights do not name the domains there are, or interleaving is asked for of other than two.
+    """
+    lengths = [len(row) for row in rows]
+    mixture = _make_mixture(config, [row.domain for row in rows], domains)
+    size, seed = config.batch_size, config.seed
+    if config.packing:
+        return PackedBatchSampler(lengths, max_length=config.max_length, batch_size=size, seed=seed, mixture=mixture)
+    return BucketedBatchSampler(lengths, batch_size=size, seed=seed, mixture=mixture)
+
+
+def _make_mixture(config: RunConfig, domain_of_row: Sequence[int], domains: Sequence[str]) -> Mixture | None:
+    """Which rows an epoch has; None for every row once."""
+    weights = config.domain_weights
+    if config.interleaved_sampling:
+        return interleave(domain_of_row)
+    if weights is None:
+        return temper(domain_of_row, config.sampling_temperature) if config.sampling_temperature > 1 else None
+    if weights.keys() != set(domains):
+        raise DataError(
+            f"domain_weights must name each domain ({', '.join(domains)}) and no other, got {', '.join(weights)}."
+        )
+    return weigh(domain_of_row, [weights[domain] for domain in domains])
