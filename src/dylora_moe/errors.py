@@ -20,6 +20,10 @@ class BaseModelError(DyLoraError, RuntimeError):
     """A base model or its tokenizer that cannot be loaded or is not usable."""
 
 
+class CacheError(DyLoraError, RuntimeError):
+    """A disk without room, or a cache folder that cannot be written."""
+
+
 class TunerError(DyLoraError, ValueError):
     """An operation on experts or routing that makes no sense for the model at hand."""
 

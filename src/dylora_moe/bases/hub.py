@@ -12,9 +12,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dylora_moe.bases.disk import chain, disk_full_error, is_disk_full
 from dylora_moe.bases.embedded import EMBEDDED
-from dylora_moe.errors import BaseModelError
+from dylora_moe.cache.disk import chain, disk_full_error, is_disk_full
+from dylora_moe.errors import BaseModelError, CacheError
 
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 # These names only: repositories also hold copies of the same weights as pickles, in other precisions and formats.
@@ -33,7 +33,8 @@ def fetch_snapshot(name: str, *, revision: str | None, weights: bool) -> Path:
         The folder in the hub's cache; its name is the commit's hash.
 
     Raises:
-        BaseModelError: gated, not found, unreachable, or no disk space.
+        BaseModelError: gated, not found, or unreachable.
+        CacheError: no disk space.
     """
     try:
         folder = snapshot_download(
@@ -48,7 +49,7 @@ def fetch_snapshot(name: str, *, revision: str | None, weights: bool) -> Path:
     return Path(folder)
 
 
-def _explain(name: str, revision: str | None, error: Exception) -> BaseModelError:
+def _explain(name: str, revision: str | None, error: Exception) -> BaseModelError | CacheError:
     links = list(chain(error))
     statuses = {link.response.status_code for link in links if isinstance(link, HfHubHTTPError)}
     instead = f"or give a local folder, or an embedded base ({', '.join(EMBEDDED)})"

@@ -11,7 +11,7 @@ from dylora_moe.bases.convert import build_folder
 from dylora_moe.bases.embedded import EMBEDDED, EmbeddedBase
 from dylora_moe.bases.folder import check_folder, fingerprint, licence_of
 from dylora_moe.bases.hub import fetch_snapshot
-from dylora_moe.bases.store import bases_folder, is_complete, materialise
+from dylora_moe.cache.store import cache_folder, is_complete, materialise
 from dylora_moe.errors import BaseModelError
 
 log_progress = logging.getLogger("dylora_moe.bases").info
@@ -106,7 +106,7 @@ def _is_hub(name: str) -> bool:
 def converted_folder(name: str) -> Path | None:
     """Where an embedded base was converted into, or None where it was not, or not on this machine."""
     entry = _embedded(name)
-    folder = bases_folder(None, os.environ) / entry.folder_name
+    folder = cache_folder(None, os.environ) / "bases" / entry.folder_name
     return folder if is_complete(folder, _identity(entry)) else None
 
 
@@ -123,7 +123,7 @@ def _resolve_embedded(entry: EmbeddedBase, cache_dir: Path | None, progress: Cal
         build_folder(entry, scratch, result, progress)
 
     folder = materialise(
-        bases_folder(cache_dir, os.environ) / entry.folder_name,
+        cache_folder(cache_dir, os.environ) / "bases" / entry.folder_name,
         build,
         identity=_identity(entry),
         need_bytes=entry.disk_bytes,

@@ -1,4 +1,4 @@
-"""The cache of converted bases: each folder is built once, by one process, and appears complete or not at all."""
+"""The cache on disk: each folder is built once, by one process, and appears complete or not at all."""
 
 import errno
 import json
@@ -11,23 +11,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dylora_moe.bases.disk import check_free, disk_full_error, is_disk_full
-from dylora_moe.errors import BaseModelError
+from dylora_moe.cache.disk import check_free, disk_full_error, is_disk_full
+from dylora_moe.errors import CacheError
 
-MANIFEST = "dylora_base.json"
-# Raised when the same GGUF gives another folder than before, so that older caches are built again.
+MANIFEST = "manifest.json"
+# Raised when the same identity gives another folder than before, so that older caches are built again.
 _FORMAT = 1
 _UNUSABLE = (PermissionError, NotADirectoryError, FileExistsError)
 
 
-def bases_folder(cache_dir: Path | None, environment: Mapping[str, str]) -> Path:
-    """Where converted bases lie: `bases/` in `cache_dir`, $DYLORA_CACHE or the user's cache, the first that is set."""
+def cache_folder(cache_dir: Path | None, environment: Mapping[str, str]) -> Path:
+    """Where everything is kept: `cache_dir`, $DYLORA_CACHE or a folder in the user's cache, the first that is set."""
     if cache_dir is not None:
-        return Path(cache_dir) / "bases"
+        return Path(cache_dir)
     if own := environment.get("DYLORA_CACHE"):
-        return Path(os.path.expanduser(own)) / "bases"
+        return Path(os.path.expanduser(own))
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(cache)) / "dylora-moe" / "bases"
+    return Path(os.path.expanduser(cache)) / "dylora-moe"
 
 
 def materialise(
@@ -48,7 +48,7 @@ def materialise(
         progress: told when another process is being waited for.
 
     Raises:
-        BaseModelError: the disk is too small or the cache cannot be written; nothing half-written stays.
+        CacheError: the disk is too small or the cache cannot be written; nothing half-written stays.
     """
     if is_complete(folder, identity):
         return folder
@@ -59,14 +59,14 @@ def materialise(
                 _remove_leftovers(folder)
                 check_free(folder.parent, need_bytes, f"Preparing {folder.name}")
                 _build_and_rename(folder, build, identity)
-    except BaseModelError:
+    except CacheError:
         raise
     except Exception as error:  # conversion libraries wrap a full disk in errors of their own
         if is_disk_full(error):
             raise disk_full_error(folder.parent, f"Preparing {folder.name}") from error
         if isinstance(error, _UNUSABLE) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-            raise BaseModelError(
-                f"The cache of base models must be a folder that can be written, got {error}. "
+            raise CacheError(
+                f"The cache must be a folder that can be written, got {error}. "
                 "Set DYLORA_CACHE to a folder that you may write to."
             ) from error
         raise

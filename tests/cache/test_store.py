@@ -1,4 +1,4 @@
-"""The cache of converted bases: complete or not there, one builder at a time, clean after any failure."""
+"""The cache on disk: complete or not there, one builder at a time, clean after any failure."""
 
 import multiprocessing
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.bases.store import MANIFEST, bases_folder, is_complete, materialise
-from dylora_moe.errors import BaseModelError
+from dylora_moe.cache.store import MANIFEST, cache_folder, is_complete, materialise
+from dylora_moe.errors import CacheError
 
 # Forked, so that a process starts in milliseconds; nothing in them touches torch.
 fork = multiprocessing.get_context("fork")
@@ -77,7 +77,7 @@ def test_too_little_disk_is_refused_before_any_work(tmp_path: Path) -> None:
     def never(scratch: Path, result: Path) -> None:
         raise AssertionError("must not be called")
 
-    with pytest.raises(BaseModelError, match=r"Preparing base needs 1000000.00 GB free .* got .* DYLORA_CACHE"):
+    with pytest.raises(CacheError, match=r"Preparing base needs 1000000.00 GB free .* got .* DYLORA_CACHE"):
         prepare(tmp_path / "base", never, need_bytes=10**15)
     assert visible(tmp_path / "base") == []
 
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_is_named_and_left_clean(small_disk: Path, writer: 
 
             save_file({"weight": torch.zeros(2 << 20)}, result / "model.safetensors")
 
-    with pytest.raises(BaseModelError, match=r"disk, quota or file size limit of .* was reached; nothing half-written"):
+    with pytest.raises(CacheError, match=r"disk, quota or file size limit of .* was reached; nothing half-written"):
         prepare(small_disk / "base", fill)
     assert visible(small_disk / "base") == []
     assert shutil.disk_usage(small_disk).free > 3 << 20
@@ -121,7 +121,7 @@ def limited(folder: Path, log: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
     try:
         prepare(folder)
-    except BaseModelError as error:
+    except CacheError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         log.write_text(str(error))
 
@@ -136,7 +136,7 @@ def test_a_file_size_limit_counts_as_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BaseModelError, match=r"must be a folder that can be written.*DYLORA_CACHE"):
+    with pytest.raises(CacheError, match=r"must be a folder that can be written.*DYLORA_CACHE"):
         prepare(tmp_path / "file" / "base")
 
 
@@ -194,7 +194,7 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_complete(tmp_path: Pa
 
 def test_the_cache_lies_where_the_user_says(tmp_path: Path) -> None:
     home = Path.home()
-    assert bases_folder(None, {}) == home / ".cache" / "dylora-moe" / "bases"
-    assert bases_folder(None, {"XDG_CACHE_HOME": "/x"}) == Path("/x/dylora-moe/bases")
-    assert bases_folder(None, {"XDG_CACHE_HOME": "/x", "DYLORA_CACHE": "~/y"}) == home / "y" / "bases"
-    assert bases_folder(tmp_path, {"DYLORA_CACHE": "/y"}) == tmp_path / "bases"
+    assert cache_folder(None, {}) == home / ".cache" / "dylora-moe"
+    assert cache_folder(None, {"XDG_CACHE_HOME": "/x"}) == Path("/x/dylora-moe")
+    assert cache_folder(None, {"XDG_CACHE_HOME": "/x", "DYLORA_CACHE": "~/y"}) == home / "y"
+    assert cache_folder(tmp_path, {"DYLORA_CACHE": "/y"}) == tmp_path

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dylora_moe.errors import BaseModelError
+from dylora_moe.errors import CacheError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # safetensors (Rust) and pip (another process) tell only in words.
@@ -21,11 +21,11 @@ def check_free(folder: Path, need_bytes: int, what: str) -> None:
     """Refuse work for which `folder`'s disk has no room.
 
     Raises:
-        BaseModelError: less than `need_bytes` are free.
+        CacheError: less than `need_bytes` are free.
     """
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        raise BaseModelError(
+        raise CacheError(
             f"{what} needs {gigabytes(need_bytes)} free in {folder}, got {gigabytes(free)}. "
             "Free some space, or set DYLORA_CACHE to a folder on a larger disk."
         )
@@ -38,9 +38,9 @@ def is_disk_full(error: BaseException | str) -> bool:
     return any((isinstance(link, OSError) and link.errno in _FULL) or is_disk_full(str(link)) for link in chain(error))
 
 
-def disk_full_error(folder: Path, what: str) -> BaseModelError:
+def disk_full_error(folder: Path, what: str) -> CacheError:
     """The error for a disk that filled up during the work."""
-    return BaseModelError(
+    return CacheError(
         f"{what} needs disk space, and the disk, quota or file size limit of {folder} was reached; nothing "
         "half-written was kept. Free some space, or set DYLORA_CACHE (HF_HOME for hub models) to a larger disk."
     )

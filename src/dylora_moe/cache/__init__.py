@@ -1,0 +1,1 @@
+"""Folders that are made once and kept in the user's cache: converted bases, prepared data."""
