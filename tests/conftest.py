@@ -1,9 +1,13 @@
 """Shared fixtures: tiny random base models, and mixtures over them whose experts do something."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dylora_moe.cache.store import cache_folder
 
 COMMON = {
     "vocab_size": 99,
@@ -48,6 +52,18 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for what the tests prepare, thrown away with it; bases stay where they are, as converting takes long."""
+    bases = cache_folder(None, os.environ) / "bases"
+    folder = tmp_path_factory.mktemp("cache")
+    bases.mkdir(parents=True, exist_ok=True)
+    (folder / "bases").symlink_to(bases, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYLORA_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

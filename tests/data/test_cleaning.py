@@ -2,13 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from dylora_moe.data.cleaning import (
     Removed,
-    count_reasons,
     find_cut,
     find_emptiness,
     find_wrong_encoding,
@@ -131,20 +131,20 @@ def test_whole_answers_stay(answer):
 
 def test_broken_rows_are_removed_with_place_and_reason():
     rows = [example("one"), example("two", "<nooutput>"), example("three"), example("four", "```python\nx = 1")]
-    cleaned = remove_broken(rows, part="validation")
-    assert cleaned.kept == [rows[0], rows[2]]
+    cleaned = remove_broken(rows)
+    assert cleaned.kept == [0, 2]
     assert cleaned.removed == (
-        Removed(part="validation", index=1, reason="empty", detail="the placeholder <nooutput>", example=rows[1]),
-        Removed(part="validation", index=3, reason="truncated", detail="a code block is not closed", example=rows[3]),
+        Removed(index=1, reason="empty", detail="the placeholder <nooutput>"),
+        Removed(index=3, reason="truncated", detail="a code block is not closed"),
     )
-    assert count_reasons(cleaned.removed) == {"empty": 1, "truncated": 1}
+    assert Counter(row.reason for row in cleaned.removed) == {"empty": 1, "truncated": 1}
 
 
 def test_copies_and_near_copies_are_removed_and_the_first_stays():
     other = "Explain in two sentences what a hash table is and when it is slower than a sorted list"
     rows = [example(LONG), example(other, "A table."), example(LONG), example(LONG + "!"), example(other, "A list.")]
     cleaned = remove_duplicates(rows)
-    assert cleaned.kept == [rows[0], rows[1], rows[4]]
+    assert cleaned.kept == [0, 1, 4]
     assert [(row.index, row.reason, row.detail) for row in cleaned.removed] == [
         (2, "duplicate", "the same as row 0"),
         (3, "near_duplicate", "1.00 like row 0"),
@@ -178,13 +178,13 @@ def test_prompts_of_other_parts_leak_whatever_their_answer_and_domain():
         example("What does the word melancholy mean, and who used it first?"),
     ]
     cleaned = remove_leaks(rows, held_out)
-    assert cleaned.kept == [rows[1], rows[4]]
+    assert cleaned.kept == [1, 4]
     assert [(row.index, row.reason) for row in cleaned.removed] == [(0, "leak"), (2, "leak"), (3, "leak")]
     details = [row.detail for row in cleaned.removed]
     assert details[0] == "the prompt of row 0 of validation"
     assert details[1].endswith("like row 1 of validation") and details[2].endswith("like row 0 of test")
     assert [row.index for row in remove_leaks(rows, held_out, similarity=None).removed] == [0]
-    assert remove_leaks(rows, {"validation": []}).kept == rows
+    assert remove_leaks(rows, {"validation": []}).kept == list(range(5))
 
 
 def test_a_shared_system_message_makes_no_leak():
@@ -208,7 +208,7 @@ def test_cleaning_again_changes_nothing():
     rows = [example(f"{LONG} number {index % 7}", f"{ANSWER}  # {index % 5}") for index in range(60)]
     first = remove_duplicates(rows)
     assert first == remove_duplicates(rows)
-    assert remove_duplicates(first.kept).removed == ()
+    assert remove_duplicates([rows[index] for index in first.kept]).removed == ()
 
 
 def test_mbpp_asks_some_prompts_of_its_test_split_in_training():
@@ -236,4 +236,4 @@ def test_few_real_rows_are_removed():
     examples = [example(f"{row['instruction']}\n\n{row['input']}", row["output"]) for row in rows]
     broken = remove_broken(examples)
     # A degree sign in UTF-8 read as Latin-1, and a call whose closing quote is missing.
-    assert count_reasons(broken.removed) == {"encoding": 1, "truncated": 1}
+    assert Counter(row.reason for row in broken.removed) == {"encoding": 1, "truncated": 1}

@@ -8,11 +8,13 @@ from dylora_moe.config import make_config
 from dylora_moe.data.batching import BucketedBatchSampler, TokenizedRow
 from dylora_moe.data.packing import PackedBatchSampler
 from dylora_moe.data.sampler import make_sampler
+from dylora_moe.data.stored import Rows
 from dylora_moe.errors import DataError
 
 # 36 rows of 5 tokens of the first domain, 18 of 7 tokens of the second.
-ROWS = [TokenizedRow(input_ids=(1,) * 5, labels=(1,) * 5, domain=0)] * 36
-ROWS += [TokenizedRow(input_ids=(2,) * 7, labels=(2,) * 7, domain=1)] * 18
+SHORT = TokenizedRow(input_ids=(1,) * 5, labels=(1,) * 5, domain=0)
+LONG = TokenizedRow(input_ids=(2,) * 7, labels=(2,) * 7, domain=1)
+ROWS = Rows.of([SHORT] * 36 + [LONG] * 18)
 
 
 def rows_of(settings):

@@ -1,7 +1,9 @@
 """Entries of a recipe become specs, and specs examples; what cannot work is named."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -14,9 +16,10 @@ from dylora_moe.data.sources import (
     FoundFormat,
     SourceReader,
     check_path,
+    draw_rows,
     extend_registry,
-    load_examples,
     parse_dataset_spec,
+    read_source,
 )
 from dylora_moe.errors import DataError
 
@@ -37,8 +40,30 @@ def mbpp_rows(ids):
     return [{"text": f"task {n}", "code": f"x = {n}", "task_id": n, "test_list": ["assert x"]} for n in ids]
 
 
-def load(value, seed=0):
-    return load_examples(parse_dataset_spec(value), seed=seed)
+def load(value, seed=0, registry=REGISTRY):
+    """What reading a data set gives, with the examples of each split."""
+    spec = parse_dataset_spec(value, registry)
+    splits = {"train": [], "validation": [], "test": [], "unused": []}
+    bad_rows = []
+    record = read_source(
+        spec,
+        seed=seed,
+        registry=registry,
+        add=lambda item: splits[item.split].append(item.example),
+        on_bad=lambda domain, bad: bad_rows.append(bad),
+    )
+    chosen = splits["train"]
+    if not record.is_synthetic:
+        chosen = [chosen[place] for place in draw_rows(spec, len(chosen), seed=seed)]
+    assert len(bad_rows) == record.num_bad_rows
+    return SimpleNamespace(
+        **{field.name: getattr(record, field.name) for field in fields(record)},
+        examples=tuple(chosen),
+        validation=tuple(splits["validation"]) or None,
+        test=tuple(splits["test"]) or None,
+        num_unused=len(splits["unused"]),
+        bad_rows=tuple(bad_rows),
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,7 +355,7 @@ def test_own_entries_are_read_by_name(tmp_path):
     registry = extend_registry({"tickets": entry}, folder=tmp_path)
     spec = parse_dataset_spec("tickets", registry)
     check_path(spec, registry)
-    source = load_examples(spec, seed=0, registry=registry)
+    source = load(spec, registry=registry)
     assert [example.answer for example in source.examples] == ["yes"]
     assert (source.domain, source.licence, source.num_filtered) == ("help", "MIT", 1)
     assert source.examples[0].source == "tickets"
@@ -340,7 +365,7 @@ def test_own_entries_are_read_by_name(tmp_path):
 
 
 def test_a_data_set_that_no_hub_has_says_what_to_give():
-    for call in (check_path, lambda spec: load_examples(spec, seed=0)):
+    for call in (check_path, load):
         with pytest.raises(DataError, match=r"github.com/kstats/CIMA \(dataset.json\).*\{name: cima, path: the file\}"):
             call(parse_dataset_spec("cima"))
 

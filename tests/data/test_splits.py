@@ -19,10 +19,11 @@ def test_a_split_shares_no_prompt_and_loses_no_row(prompts, fraction, seed):
     ]
     train, validation = split_by_prompt(examples, fraction=fraction, seed=seed)
     assert train and validation
-    assert not {e.prompt for e in train} & {e.prompt for e in validation}
-    assert sorted([e.answer for e in train + validation]) == sorted(e.answer for e in examples)
+    assert not {examples[place].prompt for place in train} & {examples[place].prompt for place in validation}
+    assert sorted(train + validation) == list(range(len(examples)))
+    assert train == sorted(train) and validation == sorted(validation)
     backwards = split_by_prompt(examples[::-1], fraction=fraction, seed=seed)
-    assert (backwards[0][::-1], backwards[1][::-1]) == (train, validation)
+    assert [{len(examples) - 1 - place for place in side} for side in backwards] == [set(train), set(validation)]
 
 
 def test_a_split_of_distinct_prompts_has_the_fraction():

@@ -8,7 +8,6 @@ from dylora_moe.data.example import Example, Message, instruction_example
 from dylora_moe.data.tokenize import (
     IGNORED,
     Tokenized,
-    TokenizedSet,
     check_labels,
     ensure_template,
     fit_to_length,
@@ -200,7 +199,7 @@ def test_an_end_token_inside_an_answer_stops():
 def test_rows_that_teach_nothing_or_no_end_stop(labels):
     row = Tokenized(input_ids=(4, 5, 9), labels=labels)
     with pytest.raises(DataError, match="label"):
-        check_labels(TokenizedSet(rows=(row,), end_token_ids=(9,)))
+        check_labels(row, (9,), "a row")
 
 
 def rows_of(lengths):

@@ -17,6 +17,7 @@ from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.build import DataBundle, build_run_data
+from dylora_moe.data.stored import Rows
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train.run import Session, build_model, train
 from dylora_moe.tuner.head import read_head
@@ -64,7 +65,7 @@ def make_session(
         base = replace(loaded[0], model=deepcopy(loaded[0].model))
         torch.manual_seed(0)
         model = randomise(build_model(config, base))
-        data = loaded[1] if rows is None else replace(loaded[1], train=list(rows))
+        data = loaded[1] if rows is None else replace(loaded[1], train=Rows.of(rows))
         run = RunDir(config.run_dir)
         return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
 

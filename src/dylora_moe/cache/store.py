@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +18,7 @@ from dylora_moe.errors import CacheError
 MANIFEST = "manifest.json"
 # Raised when the same identity gives another folder than before, so that older caches are built again.
 _FORMAT = 1
+_KEPT_DAYS = 60
 _UNUSABLE = (PermissionError, NotADirectoryError, FileExistsError)
 
 
@@ -51,6 +53,8 @@ def materialise(
         CacheError: the disk is too small or the cache cannot be written; nothing half-written stays.
     """
     if is_complete(folder, identity):
+        with suppress(OSError):  # of a cache that others own
+            os.utime(folder / MANIFEST)
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,16 @@ def is_complete(folder: Path, identity: str) -> bool:
         return all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def forget_unused(parent: Path, *, days: float = _KEPT_DAYS) -> None:
+    """Delete the complete folders in `parent` that nobody asked `materialise` for in so many days."""
+    oldest = time.time() - days * 86_400
+    for manifest in parent.glob(f"*/{MANIFEST}"):
+        with suppress(OSError):
+            if manifest.stat().st_mtime < oldest:
+                manifest.unlink()  # first, so that half a folder never looks complete
+                shutil.rmtree(manifest.parent)
 
 
 @contextmanager

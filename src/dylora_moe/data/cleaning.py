@@ -1,14 +1,14 @@
 """Leaves out rows that teach the wrong thing: broken text, cut answers, copies, and prompts that validation asks.
 
-Every function takes examples and gives those to keep, in their order, and those removed, each with its reason. They
-remove only what is surely wrong: a rule that also hits good rows costs more than the bad rows it finds.
+Every function takes examples and gives the places of those to keep, in order, and of those removed, each with its
+reason. They remove only what is surely wrong: a rule that also hits good rows costs more than the bad rows it finds.
+Examples are read one at a time, when they are needed: there may be more of them than fit into memory.
 """
 
 import ast
 import hashlib
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,46 +29,34 @@ class Removed:
     """A row that was left out.
 
     Attributes:
-        part: The list that it was in, such as `train`.
-        index: Its place in that list, from 0.
+        index: Its place in the list given, from 0.
         reason: The rule.
         detail: What the rule found.
-        example: The row.
     """
 
-    part: str
     index: int
     reason: Reason
     detail: str
-    example: Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleaned:
-    """The rows to go on with, and those left out, both in the order of the rows given."""
+    """Places of the rows to go on with, and the rows left out, both in the order of the rows given."""
 
-    kept: list[Example]
+    kept: list[int]
     removed: tuple[Removed, ...]
 
 
-def count_reasons(removed: Sequence[Removed]) -> dict[Reason, int]:
-    """Rows removed by each rule that removed any."""
-    return dict(Counter(row.reason for row in removed))
-
-
-def remove_broken(examples: Sequence[Example], *, part: str = "train") -> Cleaned:
+def remove_broken(examples: Sequence[Example]) -> Cleaned:
     """Leave out rows with wrongly decoded text, and answers that are empty or cut off."""
-    return _sort_out(examples, [find_fault(example) for example in examples], part)
+    return _sort_out([find_fault(example) for example in examples])
 
 
-def remove_duplicates(
-    examples: Sequence[Example], *, part: str = "train", similarity: float | None = SIMILARITY
-) -> Cleaned:
+def remove_duplicates(examples: Sequence[Example], *, similarity: float | None = SIMILARITY) -> Cleaned:
     """Leave out rows that an earlier row repeats, word for word or nearly; equal prompts may have several answers.
 
     Args:
         examples: All rows among which there shall be no copies.
-        part: Goes into the records.
         similarity: Both prompt and answer must be at least as similar; None for exact copies only.
     """
     faults: list[tuple[Reason, str] | None] = []
@@ -80,14 +68,13 @@ def remove_duplicates(
         originals = [index for index, fault in enumerate(faults) if fault is None]
         for index, other, found in _near_copies(examples, originals, similarity):
             faults[index] = "near_duplicate", f"{found:.2f} like row {other}"
-    return _sort_out(examples, faults, part)
+    return _sort_out(faults)
 
 
 def remove_leaks(
     examples: Sequence[Example],
     held_out: Mapping[str, Sequence[Example]],
     *,
-    part: str = "train",
     similarity: float | None = SIMILARITY,
 ) -> Cleaned:
     """Leave out rows whose prompt a held-out row has, word for word or nearly, whatever its answer or domain.
@@ -95,39 +82,45 @@ def remove_leaks(
     Args:
         examples: Training rows.
         held_out: Name of a part, such as `validation` -> its rows.
-        part: What the training rows are called in the records.
         similarity: Of the prompts, at least; None for equal prompts only.
     """
-    others = [(name, index, example) for name, rows in held_out.items() for index, example in enumerate(rows)]
-    prompts = [_prompt_text(example) for _, _, example in others]
-    exact = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
+    others = [(name, index) for name, rows in held_out.items() for index in range(len(rows))]
+
+    def read(place: int) -> tuple[str]:
+        """The prompt of a row, the held-out ones first."""
+        if place >= len(others):
+            return (_prompt_text(examples[place - len(others)]),)
+        name, index = others[place]
+        return (_prompt_text(held_out[name][index]),)
+
+    exact: dict[bytes, int] = {}
+    for place in range(len(others)):
+        exact.setdefault(_short_digest(*read(place)), place)
     faults: list[tuple[Reason, str] | None] = []
     for example in examples:
-        place = exact.get(_prompt_text(example))
+        place = exact.get(_short_digest(_prompt_text(example)))
         faults.append(None if place is None else ("leak", f"the prompt of {_name(others[place])}"))
     if similarity is not None and others:
-        prompts += [_prompt_text(example) for example in examples]
-        index = SimilarTexts(lambda place: (prompts[place],), len(prompts))
-        allowed = np.arange(len(prompts)) < len(others)
+        index = SimilarTexts(read, len(others) + len(examples))
+        allowed = np.arange(len(others) + len(examples)) < len(others)
         for place, fault in enumerate(faults):
             if fault is None:
                 found = index.find_earlier(len(others) + place, threshold=similarity, allowed=allowed)
                 if found is not None:
                     faults[place] = "leak", f"prompt {found[1]:.2f} like {_name(others[found[0]])}"
-    return _sort_out(examples, faults, part)
+    return _sort_out(faults)
 
 
-def _name(row: tuple[str, int, Example]) -> str:
+def _name(row: tuple[str, int]) -> str:
     return f"row {row[1]} of {row[0]}"
 
 
-def _sort_out(examples: Sequence[Example], faults: Sequence[tuple[Reason, str] | None], part: str) -> Cleaned:
-    pairs = list(zip(examples, faults, strict=True))
+def _sort_out(faults: Sequence[tuple[Reason, str] | None]) -> Cleaned:
     return Cleaned(
-        kept=[example for example, fault in pairs if fault is None],
+        kept=[index for index, fault in enumerate(faults) if fault is None],
         removed=tuple(
-            Removed(part=part, index=index, reason=fault[0], detail=fault[1], example=example)
-            for index, (example, fault) in enumerate(pairs)
+            Removed(index=index, reason=fault[0], detail=fault[1])
+            for index, fault in enumerate(faults)
             if fault is not None
         ),
     )
@@ -139,10 +132,15 @@ def _prompt_text(example: Example) -> str:
 
 
 def _digest(example: Example) -> bytes:
-    digest = hashlib.sha256()
-    for message in example.messages:
-        content = message.content.encode()
-        digest.update(f"{message.role} {len(content)} ".encode() + content)
+    return _short_digest(*(part for message in example.messages for part in (message.role, message.content)))
+
+
+def _short_digest(*texts: str) -> bytes:
+    """16 bytes that tell texts apart: that two of a billion are equal by chance has a probability of 10^-21."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        content = text.encode()
+        digest.update(f"{len(content)} ".encode() + content)
     return digest.digest()
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from dylora_moe.config import RunConfig
-from dylora_moe.data.batching import BucketedBatchSampler, TokenizedRow
+from dylora_moe.data.batching import BucketedBatchSampler
 from dylora_moe.data.mixing import Mixture, interleave, temper, weigh
 from dylora_moe.data.packing import PackedBatchSampler
+from dylora_moe.data.stored import Rows
 from dylora_moe.errors import DataError
 
 
-def make_sampler(
-    config: RunConfig, rows: Sequence[TokenizedRow], domains: Sequence[str]
-) -> BucketedBatchSampler | PackedBatchSampler:
+def make_sampler(config: RunConfig, rows: Rows, domains: Sequence[str]) -> BucketedBatchSampler | PackedBatchSampler:
     """Batches of rows of like length, or of packs of rows.
 
     Args:
@@ -22,8 +21,8 @@ def make_sampler(
     Raises:
         DataError: The weights do not name the domains there are, or interleaving is asked for of other than two.
     """
-    lengths = [len(row) for row in rows]
-    mixture = _make_mixture(config, [row.domain for row in rows], domains)
+    lengths = rows.lengths.tolist()
+    mixture = _make_mixture(config, rows.domains.tolist(), domains)
     size, seed = config.batch_size, config.seed
     if config.packing:
         return PackedBatchSampler(lengths, max_length=config.max_length, batch_size=size, seed=seed, mixture=mixture)

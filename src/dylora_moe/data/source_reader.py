@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, cast, final
+from typing import TYPE_CHECKING, Literal, cast, final
 
 from dylora_moe.config import DatasetSpec
 from dylora_moe.data.example import Example
@@ -16,6 +16,9 @@ from dylora_moe.data.readers import BadRow, OnBad, list_files, read_labels, read
 from dylora_moe.data.registry import REGISTRY, DataSource
 from dylora_moe.data.synthetic import make_examples
 from dylora_moe.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 Split = Literal["train", "validation", "test", "unused"]
 # Every common name of a split; rows of any other split (such as MBPP's `prompt`) are not used.
@@ -224,12 +227,21 @@ class SourceReader:
             yield _PlacedRow(split=split, where=where, raw=row, row=row, labels=labels)
 
 
-def _hub_parts(entry: DataSource) -> Iterator[tuple[str, Iterator[_PlacedRow]]]:
+def hub_fingerprint(entry: DataSource) -> list[str]:
+    """What tells the content of a hub data set apart, by the library that caches it.
+
+    Raises:
+        DataError: It cannot be reached.
+    """
+    return [rows._fingerprint for _, rows in sorted(_load_from_hub(entry).items())]
+
+
+def _load_from_hub(entry: DataSource) -> "datasets.DatasetDict":
     # Seconds to import, and needed for this kind of source only.
     import datasets
 
     try:
-        loaded = datasets.load_dataset(
+        return datasets.load_dataset(
             str(entry.hub_id), entry.hub_config, revision=entry.revision, data_files=entry.data_files
         )
     except Exception as error:
@@ -239,7 +251,10 @@ def _hub_parts(entry: DataSource) -> Iterator[tuple[str, Iterator[_PlacedRow]]]:
             f"{type(error).__name__}: {error}. Check the network, or give a local copy: "
             f"{{name: {entry.name}, path: {entry.name}.jsonl}}"
         ) from error
-    for split, rows in loaded.items():
+
+
+def _hub_parts(entry: DataSource) -> Iterator[tuple[str, Iterator[_PlacedRow]]]:
+    for split, rows in _load_from_hub(entry).items():
         labels = getattr((rows.features or {}).get("label"), "names", None)
         yield f"{entry.hub_id}, {split}", _hub_rows(entry, str(split), rows, tuple(labels) if labels else None)
 

@@ -1,16 +1,14 @@
 """Where examples come from: data sets of the registry, and local files.
 
-A `DatasetSpec` (one entry of a recipe's `datasets`) goes in; a `LoadedSource` of examples comes out, or, one example at
-a time, a `SourceReader`.
+A `DatasetSpec` (one entry of a recipe's `datasets`) goes in; examples come out one at a time, and a `SourceRecord`.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dylora_moe.config import DATASET_KEYS, DatasetSpec, unknown_dataset_key
-from dylora_moe.data.example import Example
 from dylora_moe.data.formats import FORMATS, nearest
 from dylora_moe.data.readers import BadRow
 from dylora_moe.data.registry import (
@@ -32,50 +30,40 @@ __all__ = [
     "DatasetSpec",
     "FoundFormat",
     "IdSplit",
-    "LoadedSource",
     "SourceReader",
+    "SourceRecord",
     "SplitExample",
     "check_path",
+    "draw_rows",
     "extend_registry",
-    "load_examples",
     "load_registry",
     "parse_dataset_spec",
+    "read_source",
 ]
 _NUM_ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedSource:
-    """The examples of one data set.
+class SourceRecord:
+    """What is known of a data set once it was read.
 
     Attributes:
-        domain: The skill they belong to.
-        examples: What may be trained on.
-        validation: The official validation split, or None where there is none.
-        test: The official test split, or None; never trained on.
+        domain: The skill that its examples belong to.
         licence: SPDX identifier, or None where unknown.
         where: The file, hub address or generator that they came from.
+        is_synthetic: Whether they were made here.
         formats: Which formats the rows had; empty for synthetic examples.
-        bad_rows: Rows skipped under `on_bad_row: skip`.
+        num_bad_rows: Rows skipped under `on_bad_row: skip`.
         num_filtered: Rows that the entry's filter leaves out.
-        num_unused: Examples of splits that are neither train, validation nor test.
     """
 
     domain: str
-    examples: tuple[Example, ...]
-    validation: tuple[Example, ...] | None = None
-    test: tuple[Example, ...] | None = None
     licence: str | None = None
     where: str
+    is_synthetic: bool = False
     formats: tuple[FoundFormat, ...] = ()
-    bad_rows: tuple[BadRow, ...] = ()
+    num_bad_rows: int = 0
     num_filtered: int = 0
-    num_unused: int = 0
-
-    @property
-    def num_bad_rows(self) -> int:
-        """How many rows were skipped."""
-        return len(self.bad_rows)
 
 
 def parse_dataset_spec(value: object, registry: Mapping[str, DataSource] = REGISTRY) -> DatasetSpec:
@@ -152,46 +140,61 @@ def check_path(spec: DatasetSpec, registry: Mapping[str, DataSource] = REGISTRY)
         )
 
 
-def load_examples(spec: DatasetSpec, *, seed: int, registry: Mapping[str, DataSource] = REGISTRY) -> LoadedSource:
-    """Make, read or download the examples of one data set.
+def read_source(
+    spec: DatasetSpec,
+    *,
+    seed: int,
+    add: Callable[[SplitExample], None],
+    on_bad: Callable[[str, BadRow], None] = lambda domain, bad: None,
+    registry: Mapping[str, DataSource] = REGISTRY,
+) -> SourceRecord:
+    """Make, read or download the examples of one data set, one at a time.
 
     Args:
         spec: What to load.
-        seed: Decides synthetic examples, and which rows `num_examples` draws from a larger set.
+        seed: Decides synthetic examples.
+        add: Takes each example.
+        on_bad: Takes the domain and each row that is skipped under `on_bad_row: skip`.
         registry: What names mean.
 
     Raises:
         DataError: The data cannot be reached or read, a row is bad, or no training row is left.
     """
     check_path(spec, registry)
-    bad_rows: list[BadRow] = []
-    num_bad = 0
+    shown: list[BadRow] = []
+    num_bad = num_train = 0
 
     def note(bad: BadRow) -> None:
         nonlocal num_bad
         num_bad += 1
-        # Where the run stops on them, the few that are shown are enough.
-        if spec.on_bad_row == "skip" or num_bad <= _NUM_ERRORS_SHOWN:
-            bad_rows.append(bad)
+        if num_bad <= _NUM_ERRORS_SHOWN:
+            shown.append(bad)
+        if spec.on_bad_row == "skip":
+            on_bad(reader.domain, bad)
 
     reader = SourceReader(spec, seed=seed, registry=registry, on_bad=note)
-    splits: dict[str, list[Example]] = {split: [] for split in ("train", "validation", "test", "unused")}
     for item in reader:
-        splits[item.split].append(item.example)
-    if num_bad and (spec.on_bad_row == "stop" or not splits["train"]):
-        raise DataError(_bad_rows_text(bad_rows, num_bad, reader))
-    return LoadedSource(
+        num_train += item.split == "train"
+        add(item)
+    if num_bad and (spec.on_bad_row == "stop" or not num_train):
+        raise DataError(_bad_rows_text(shown, num_bad, reader))
+    _check_number(num_train, None if reader.is_synthetic else spec.num_examples, reader)
+    return SourceRecord(
         domain=reader.domain,
-        examples=_draw(splits["train"], None if reader.is_synthetic else spec.num_examples, reader, seed=seed),
-        validation=tuple(splits["validation"]) or None,
-        test=tuple(splits["test"]) or None,
         licence=reader.licence,
         where=reader.where,
+        is_synthetic=reader.is_synthetic,
         formats=reader.formats,
-        bad_rows=tuple(bad_rows),
+        num_bad_rows=num_bad,
         num_filtered=reader.num_filtered,
-        num_unused=len(splits["unused"]),
     )
+
+
+def draw_rows(spec: DatasetSpec, number: int, *, seed: int) -> list[int]:
+    """Places of the training rows to use, of so many that were read: all, or as many as `num_examples` says."""
+    if spec.num_examples is None or spec.num_examples >= number:
+        return list(range(number))
+    return sorted(random.Random(seed).sample(range(number), spec.num_examples))
 
 
 def _bad_rows_text(bad_rows: Sequence[BadRow], num_bad: int, reader: SourceReader) -> str:
@@ -205,10 +208,8 @@ def _bad_rows_text(bad_rows: Sequence[BadRow], num_bad: int, reader: SourceReade
     )
 
 
-def _draw(
-    examples: Sequence[Example], num_examples: int | None, reader: SourceReader, *, seed: int
-) -> tuple[Example, ...]:
-    if not examples:
+def _check_number(num_train: int, num_examples: int | None, reader: SourceReader) -> None:
+    if not num_train:
         filtered = (
             f" The filter of the entry left out {reader.num_filtered} rows; keep_all: true uses them."
             if reader.num_filtered
@@ -219,12 +220,8 @@ def _draw(
             "validation, or with a task_id of MBPP's official test or validation split, are not trained on."
             f"{filtered}"
         )
-    if num_examples is None:
-        return tuple(examples)
-    if num_examples > len(examples):
+    if num_examples is not None and num_examples > num_train:
         raise DataError(
-            f"{reader.where}: num_examples must be at most the {len(examples)} training rows there are, "
+            f"{reader.where}: num_examples must be at most the {num_train} training rows there are, "
             f"got {num_examples}. Lower it or leave it out."
         )
-    chosen = random.Random(seed).sample(range(len(examples)), num_examples)
-    return tuple(examples[index] for index in sorted(chosen))

@@ -5,6 +5,7 @@ border between the two is the same in training and in use.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +189,10 @@ def tokenize_examples(
                 f"{_name(example)}: an answer must not contain the end token {ending.token!r}, as a model "
                 "would learn to stop there. Drop the row or spell the token differently."
             )
-        rows.append(_join(parts, ending.token_id))
-    result = TokenizedSet(rows=tuple(rows), end_token_ids=(ending.token_id,))
-    check_labels(result)
-    return result
+        row = _join(parts, ending.token_id)
+        check_labels(row, (ending.token_id,), _name(example))
+        rows.append(row)
+    return TokenizedSet(rows=tuple(rows), end_token_ids=(ending.token_id,))
 
 
 def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Tokenized:
@@ -314,24 +315,23 @@ def _parting(prompt: str, whole: str) -> str:
     return whole[same : same + 60]
 
 
-def check_labels(tokenized: TokenizedSet) -> None:
-    """Stop before training on rows that teach nothing, or that never teach a model to stop.
+def check_labels(row: Tokenized, end_token_ids: Sequence[int], name: str) -> None:
+    """Stop before training on a row that teaches nothing, or that never teaches a model to stop.
 
     Raises:
-        DataError: A row has no label but its end, or its last label is not an end token.
+        DataError: It has no label but its end, or its last label is not an end token.
     """
-    for index, row in enumerate(tokenized.rows):
+    if row.num_labels < 2:
         learned = [label for label in row.labels if label != IGNORED]
-        if len(learned) < 2:
-            raise DataError(
-                f"Every row must have labels besides its end token, got {learned} in row {index}. "
-                "The tokenizer or the template drops the answer."
-            )
-        if row.labels[-1] not in tokenized.end_token_ids:
-            raise DataError(
-                f"The last label must be one of the end tokens {tokenized.end_token_ids}, got "
-                f"{row.labels[-1]} in row {index}. A model trained on it would never stop."
-            )
+        raise DataError(
+            f"{name}: every row must have labels besides its end token, got {learned}. The tokenizer or the template "
+            "drops the answer."
+        )
+    if row.labels[-1] not in end_token_ids:
+        raise DataError(
+            f"{name}: the last label must be one of the end tokens {list(end_token_ids)}, got {row.labels[-1]}. "
+            "A model trained on it would never stop."
+        )
 
 
 def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Overlong) -> Fitted:
@@ -357,14 +357,25 @@ def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Overl
         kept += [(index, part) for part in parts]
         num_dropped += not parts
         num_cut += bool(parts)
-    if overlong == "error" and num_dropped:
-        lengths = sorted(map(len, rows))
-        raise DataError(
-            f"Rows must have at most max_length={max_length} tokens, but {num_dropped} of "
-            f"{len(rows)} have more; the longest has {lengths[-1]}. max_length={quantile(lengths, 0.99)} "
-            f"fits 99 % of the rows, max_length={lengths[-1]} all. Raise it, or set overlong: drop."
-        )
+    if overlong == "error":
+        check_lengths([len(row) for row in rows], max_length)
     return Fitted(rows=tuple(kept), num_dropped=num_dropped, num_cut=num_cut)
+
+
+def check_lengths(lengths: Sequence[int], max_length: int) -> None:
+    """Stop where a row is too long.
+
+    Raises:
+        DataError: The text says which max_length would do.
+    """
+    ordered = sorted(lengths)
+    num_overlong = len(ordered) - bisect_right(ordered, max_length)
+    if num_overlong:
+        raise DataError(
+            f"Rows must have at most max_length={max_length} tokens, but {num_overlong} of "
+            f"{len(ordered)} have more; the longest has {ordered[-1]}. max_length={quantile(ordered, 0.99)} "
+            f"fits 99 % of the rows, max_length={ordered[-1]} all. Raise it, or set overlong: drop."
+        )
 
 
 def _part(row: Tokenized, start: int, length: int) -> Tokenized:

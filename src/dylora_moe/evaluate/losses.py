@@ -74,10 +74,12 @@ def _evaluate_one(
     collate: Collator,
     meter: RoutingMeter,
 ) -> DomainLoss:
-    ordered = sorted(rows, key=len)
+    lengths = [len(row) for row in rows]
+    ordered = sorted(range(len(rows)), key=lengths.__getitem__)
     total, tokens = 0.0, 0
     for start in range(0, len(ordered), batch_size):
-        batch = {key: value.to(model.device) for key, value in collate(ordered[start : start + batch_size]).items()}
+        chosen = collate([rows[place] for place in ordered[start : start + batch_size]])
+        batch = {key: value.to(model.device) for key, value in chosen.items()}
         domain = batch.pop("domain")
         domain = domain.where(domain == NO_DOMAIN, index)
         nll = head.nll(model(hidden_only=True, **batch), batch["labels"])

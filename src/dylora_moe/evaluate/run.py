@@ -24,7 +24,7 @@ def evaluate_run(
     """
     trained = load_run(folder, progress=progress)
     config, model = trained.config, trained.model
-    data = build_run_data(config, trained.tokenizer)
+    data = build_run_data(config, trained.tokenizer, tell=progress)
     then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
     changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
     if changed:

@@ -1,5 +1,6 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -105,7 +106,7 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
     base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
     set_template(base.tokenizer, config.chat_template)
-    data = build_run_data(config, base.tokenizer)
+    data = build_run_data(config, base.tokenizer, tell=stages.console.print)
     stages.data(data)
     model = build_model(config, base)
     stages.parameters(count_parameters(model))
@@ -228,7 +229,7 @@ def calibrate_router(session: Session) -> None:
     data, size = session.data, session.config.eval_batch_size
     rows = []
     for index in range(len(data.domains)):
-        rows += [row for row in data.train if row.domain == index][:_CALIBRATION_ROWS]
+        rows += [data.train[int(place)] for place in data.train.of_domain(index)[:_CALIBRATION_ROWS]]
     collate = Collator(pad_token_id=pad_token_id(session.base.tokenizer))
     batches = []
     for start in range(0, len(rows), size):
@@ -291,16 +292,8 @@ def _start_folder(session: Session) -> None:
     session.run.write(CONFIG, to_yaml(session.config))
     session.run.write(ENVIRONMENT, environment())
     session.run.write(DATA, asdict(session.data.summary))
-    for domain, bad_rows in session.data.bad_rows.items():
-        for bad in bad_rows:
-            session.run.append(REMOVED, {"domain": domain, **asdict(bad)})
-    for domain, removed in session.data.removed.items():
-        for each in removed:
-            messages = [asdict(message) for message in each.example.messages]
-            reason = f"{each.reason}: {each.detail}"
-            session.run.append(
-                REMOVED, {"domain": domain, "where": each.example.source, "reason": reason, "row": messages}
-            )
+    if session.data.removed_file.stat().st_size:
+        shutil.copyfile(session.data.removed_file, session.run / REMOVED)
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,15 @@
 """A local file or folder -> rows, each with the place where it stands, for errors that can be acted on."""
 
-from dylora_moe.data.readers.files import LABELS_FILE, SUFFIXES, list_files, read_labels, read_rows, stem_of, suffix_of
+from dylora_moe.data.readers.files import (
+    LABELS_FILE,
+    SUFFIXES,
+    files_read,
+    list_files,
+    read_labels,
+    read_rows,
+    stem_of,
+    suffix_of,
+)
 from dylora_moe.data.readers.rows import BadRow, OnBad, stop_at
 
 __all__ = [
@@ -8,6 +17,7 @@ __all__ = [
     "SUFFIXES",
     "BadRow",
     "OnBad",
+    "files_read",
     "list_files",
     "read_labels",
     "read_rows",

@@ -102,6 +102,19 @@ def _read_file(file: Path, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]
         raise DataError(f"{file}: a data file must hold at least one row, got none. Fill it or leave it out.")
 
 
+def files_read(path: Path) -> list[Path]:
+    """Every file that the rows of a file or folder come from: data files, their translations, label lists.
+
+    Raises:
+        DataError: As `list_files`.
+    """
+    found: dict[Path, None] = {}
+    for file in list_files(path):
+        found |= dict.fromkeys(aligned_pair(file) or (file,))
+        found |= dict.fromkeys(each for each in (file.parent / LABELS_FILE,) if each.is_file())
+    return list(found)
+
+
 def read_labels(file: Path) -> tuple[str, ...] | None:
     """The label list beside a data file (`labels.json`, a list of names), or None where there is none.
 

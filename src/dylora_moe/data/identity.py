@@ -1,0 +1,76 @@
+"""What decides a run's rows, as one hash: the content of the data, tokenizer and template, settings, and our code."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dylora_moe.config import DatasetSpec
+from dylora_moe.data.readers import files_read
+from dylora_moe.data.registry import DataSource
+from dylora_moe.data.source_reader import hub_fingerprint
+
+# They render templates and cut text into tokens.
+_LIBRARIES = ("transformers", "tokenizers", "jinja2")
+
+
+def identify(
+    specs: Sequence[DatasetSpec],
+    tokenizer: PreTrainedTokenizerBase,
+    registry: Mapping[str, DataSource],
+    settings: Mapping[str, Any],
+) -> str:
+    """A hash (hexadecimal) that changes whenever the rows could.
+
+    Raises:
+        DataError: A file or a data set of the hub is not there.
+    """
+    record = {
+        "code": _hash_code(),
+        "libraries": [version(name) for name in _LIBRARIES],
+        "data": [_identify_one(spec, registry) for spec in specs],
+        "tokenizer": _hash_tokenizer(tokenizer),
+        "template": tokenizer.chat_template,
+        "settings": dict(settings),
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _identify_one(spec: DatasetSpec, registry: Mapping[str, DataSource]) -> dict[str, Any]:
+    entry = registry[spec.name] if spec.name is not None else None
+    path = spec.path if spec.path is not None else entry and entry.path
+    content: Any = None
+    if path is not None:
+        content = [(file.name, _hash_file(file)) for file in files_read(Path(path).expanduser())]
+    elif entry is not None and entry.kind == "hub":
+        content = entry.revision or hub_fingerprint(entry)
+    return {"spec": asdict(spec), "entry": entry and asdict(entry), "content": content}
+
+
+def _hash_file(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    text = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps([tokenizer.special_tokens_map, type(tokenizer).__name__], sort_keys=True, default=str)
+    return hashlib.sha256((text + special).encode()).hexdigest()
+
+
+@cache
+def _hash_code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
