@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.cache.store import MANIFEST, cache_folder, is_complete, materialise
+from dylora_moe.cache.store import MANIFEST, cache_folder, forget_unused, is_complete, materialise
 from dylora_moe.errors import CacheError
 
 # Forked, so that a process starts in milliseconds; nothing in them touches torch.
@@ -190,6 +190,21 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_complete(tmp_path: Pa
     prepare(folder)
     assert is_complete(folder, "one")
     assert visible(folder) == ["base"]
+
+
+def test_what_nobody_used_for_long_is_forgotten(tmp_path: Path) -> None:
+    day = 86_400
+    used, unused, leftover = (tmp_path / name for name in ("used", "unused", ".unused.x.part"))
+    for folder in (used, unused):
+        prepare(folder)
+        os.utime(folder / MANIFEST, (time.time() - 70 * day,) * 2)
+    leftover.mkdir()
+    os.utime(leftover, (time.time() - 70 * day,) * 2)
+    prepare(used, lambda scratch, result: pytest.fail("it is complete"))
+    forget_unused(tmp_path, days=80)
+    assert visible(used) == [".unused.x.part", "unused", "used"]
+    forget_unused(tmp_path, days=60)
+    assert visible(used) == ["used"] and is_complete(used, "one")
 
 
 def test_the_cache_lies_where_the_user_says(tmp_path: Path) -> None:

@@ -89,13 +89,15 @@ def is_complete(folder: Path, identity: str) -> bool:
 
 
 def forget_unused(parent: Path, *, days: float = _KEPT_DAYS) -> None:
-    """Delete the complete folders in `parent` that nobody asked `materialise` for in so many days."""
+    """Delete the folders in `parent` that nobody asked `materialise` for in so many days, and what killed builds left."""
     oldest = time.time() - days * 86_400
-    for manifest in parent.glob(f"*/{MANIFEST}"):
+    for marker in (*parent.glob(f"*/{MANIFEST}"), *parent.glob(".*.part")):
         with suppress(OSError):
-            if manifest.stat().st_mtime < oldest:
-                manifest.unlink()  # first, so that half a folder never looks complete
-                shutil.rmtree(manifest.parent)
+            if marker.stat().st_mtime >= oldest:
+                continue
+            if marker.is_file():
+                marker.unlink()  # first, so that half a folder never looks complete
+            shutil.rmtree(marker.parent if marker.name == MANIFEST else marker)
 
 
 @contextmanager

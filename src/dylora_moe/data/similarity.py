@@ -105,10 +105,12 @@ class _Band:
 def shingles(text: str) -> Hashes:
     """Hashes of a text's runs of three tokens (of all, if fewer), ascending, each once; case does not count."""
     words = _TOKENS.findall(text.casefold()) or [text.strip()]
+    codes = np.array([crc32(word.encode("utf-8", "surrogatepass")) for word in words], dtype=np.uint64)
     size = min(len(words), _SHINGLE_WORDS)
-    runs = zip(*(words[offset:] for offset in range(size)), strict=False)
-    sums = {crc32(" ".join(run).encode("utf-8", "surrogatepass")) for run in runs}
-    return np.sort(_mix(np.array(list(sums), dtype=np.uint64)))
+    runs = np.full(len(words) - size + 1, size, dtype=np.uint64)
+    for offset in range(size):
+        runs = _mix(runs ^ codes[offset : offset + len(runs)])
+    return np.unique(runs)
 
 
 def _mix(values: Hashes) -> Hashes:

@@ -50,7 +50,7 @@ class Tokenized:
     @property
     def num_labels(self) -> int:
         """How many tokens are learned."""
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
     @property
     def prompt_length(self) -> int:
