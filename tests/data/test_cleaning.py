@@ -204,6 +204,17 @@ def test_a_shared_system_message_makes_no_leak():
     assert remove_leaks(rows[:1], {"validation": rows[1:]}).removed == ()
 
 
+def test_texts_without_a_prompt_leak_by_their_text():
+    first, second = "The cat sat on the mat and looked at the moon.", "Rain is expected in the north by the evening."
+    rows = [example("", first), example("", second)]
+    cleaned = remove_leaks(
+        rows, {"test": [example("", first.replace("moon", "sun").replace("mat", "roof")), example("Why?", second)]}
+    )
+    assert cleaned.removed == () and cleaned.kept == [0, 1]
+    cleaned = remove_leaks(rows, {"test": [example("", second)]})
+    assert [row.index for row in cleaned.removed] == [1]
+
+
 def test_cleaning_again_changes_nothing():
     rows = [example(f"{LONG} number {index % 7}", f"{ANSWER}  # {index % 5}") for index in range(60)]
     first = remove_duplicates(rows)

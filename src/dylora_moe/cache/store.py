@@ -89,7 +89,7 @@ def is_complete(folder: Path, identity: str) -> bool:
 
 
 def forget_unused(parent: Path, *, days: float = _KEPT_DAYS) -> None:
-    """Delete the folders in `parent` that nobody asked `materialise` for in so many days, and what killed builds left."""
+    """Delete folders that nobody asked `materialise` for in so many days, and what killed builds left in `parent`."""
     oldest = time.time() - days * 86_400
     for marker in (*parent.glob(f"*/{MANIFEST}"), *parent.glob(".*.part")):
         with suppress(OSError):

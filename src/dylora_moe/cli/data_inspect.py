@@ -33,7 +33,7 @@ def _inspect(recipe: Path | None, as_json: bool, samples: int, **settings: Any) 
     console = consoles(as_json)
     tokenizer = load_tokenizer(config.base_model, progress=console.print)
     set_template(tokenizer, config.chat_template)
-    data = build_run_data(config, tokenizer)
+    data = build_run_data(config, tokenizer, tell=console.print)
     picked = pick_rows(data, samples)
     views = {domain: [view_row(row, tokenizer) for row in rows] for domain, rows in picked.items()}
     show_data(console, data.summary)

@@ -89,16 +89,16 @@ def remove_leaks(
     def read(place: int) -> tuple[str]:
         """The prompt of a row, the held-out ones first."""
         if place >= len(others):
-            return (_prompt_text(examples[place - len(others)]),)
+            return (_asked(examples[place - len(others)]),)
         name, index = others[place]
-        return (_prompt_text(held_out[name][index]),)
+        return (_asked(held_out[name][index]),)
 
     exact: dict[bytes, int] = {}
     for place in range(len(others)):
         exact.setdefault(_short_digest(*read(place)), place)
     faults: list[tuple[Reason, str] | None] = []
     for example in examples:
-        place = exact.get(_short_digest(_prompt_text(example)))
+        place = exact.get(_short_digest(_asked(example)))
         faults.append(None if place is None else ("leak", f"the prompt of {_name(others[place])}"))
     if similarity is not None and others:
         index = SimilarTexts(read, len(others) + len(examples))
@@ -129,6 +129,12 @@ def _sort_out(faults: Sequence[tuple[Reason, str] | None]) -> Cleaned:
 def _prompt_text(example: Example) -> str:
     """The user's and the assistant's turns: a system message that all rows share says nothing about a row."""
     return "\n".join(message.content for message in example.prompt if message.role != "system")
+
+
+def _asked(example: Example) -> str:
+    """What must not be on both sides: the prompt, or the text itself where there is none."""
+    prompt = _prompt_text(example)
+    return prompt if prompt.strip() else example.answer
 
 
 def _digest(example: Example) -> bytes:

@@ -57,6 +57,7 @@ class _Side:
 
     lengths: list[int] = field(default_factory=list)
     num_labels: int = 0
+    num_ends: int = 0  # rows that teach where an answer ends
     num_dropped: int = 0
     num_cut: int = 0
 
@@ -212,6 +213,7 @@ def _tokenise(
                         written.append((len(row), index, number))
                         side.lengths.append(len(row))
                         side.num_labels += row.num_labels
+                        side.num_ends += row.labels[-1] in tokenized.end_token_ids
                         digest.update(as_json(chunk[place].messages).encode())
                         if number:
                             validated.add_example(chunk[place])
@@ -221,7 +223,7 @@ def _tokenise(
                         length = len(tokenized.rows[place])
                         log.add(domain, chunk[place], f"overlong: {length} tokens, max_length is {settings.max_length}")
                     clock.tick(f"tokenising: {{}} of {total:,} examples", len(all_lengths))
-            _check_sides(domain, sides, len(split.train) + len(split.validation), settings.max_length)
+            _check_sides(domain, sides, split, settings.max_length)
             summaries.append(_summarise(domain, sources[domain], split, *sides, digest.hexdigest()))
     if settings.overlong == "error":
         check_lengths(all_lengths, settings.max_length)
@@ -236,13 +238,21 @@ def _tokenise(
     (result / _SUMMARY_FILE).write_text(json.dumps(asdict(summary)), encoding="utf-8")
 
 
-def _check_sides(domain: str, sides: tuple[_Side, _Side], num_rows: int, max_length: int) -> None:
-    for name, side in zip(("training", "validation"), sides, strict=True):
-        if not side.lengths:
+def _check_sides(domain: str, sides: tuple[_Side, _Side], split: Split, max_length: int) -> None:
+    for name, side, places in zip(("training", "validation"), sides, (split.train, split.validation), strict=True):
+        if side.num_ends:
+            continue
+        if side.lengths:
             raise DataError(
-                f"Domain {domain!r} must have at least one {name} row, got none of {num_rows} rows within "
-                f"max_length={max_length}. Raise max_length, add rows, or leave the domain out."
+                f"Domain {domain!r} must have {name} rows that teach where an answer ends, got none of "
+                f"{len(side.lengths)}: all are cut at max_length={max_length} tokens. Raise it, or set overlong: drop."
             )
+        if places:
+            found = f"none of {len(places)} within max_length={max_length}. Raise max_length"
+        else:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in _count_reasons(split.removed).items())
+            found = f"none after cleaning, which left out {reasons or 'no row'}. Mend these rows"
+        raise DataError(f"Domain {domain!r} must have at least one {name} row, got {found}, add rows, or leave it out.")
 
 
 def _summarise(
