@@ -7,6 +7,7 @@ forward and backward passes. Run with --help for the settings.
 
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from dylora_moe.data.batching import NO_DOMAIN, BucketedBatchSampler, Collator, TokenizedRow
 from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
+from dylora_moe.data.stored import ROWS, Rows, Writer, open_rows
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, LoadWindow, RoutingConfig
 from dylora_moe.tuner.head import Head, read_head
 
@@ -77,9 +79,18 @@ def make_rows(lengths: Sequence[int], vocabulary: int, seed: int) -> list[Tokeni
     return rows
 
 
-def make_layouts(rows: Sequence[TokenizedRow], batch_size: int, seed: int) -> list[Layout]:
+def store(rows: Sequence[TokenizedRow], path: Path) -> Rows:
+    """The rows as training reads them: from a file."""
+    with Writer(path, ROWS) as writer:
+        for row in rows:
+            writer.add_row(row)
+    known = Rows.of(rows)
+    return Rows(open_rows(path), known.lengths, known.domains)
+
+
+def make_layouts(rows: Rows, batch_size: int, seed: int) -> list[Layout]:
     """Random, bucketed with several pools, one row at a time, and packs of several lengths, one at a time."""
-    lengths = [len(row) for row in rows]
+    lengths = rows.lengths.tolist()
 
     def bucketed(size: int, pool: int) -> Callable[[], DataLoader[Any]]:
         sampler = BucketedBatchSampler(lengths, batch_size=size, seed=seed, pool_batches=pool)
@@ -199,12 +210,14 @@ def main(
     """Measure loaders, fill rates and training steps on random tokens of realistic lengths."""
     torch.set_num_threads(threads)
     drawn = [length for length in draw_lengths(lengths, num_rows, seed) if length <= max_length]
-    layouts = make_layouts(make_rows(drawn, _vocabulary(shape, layers), seed), batch_size, seed)
-    for layout in layouts:
-        measure_loading(layout, sum(drawn), repeats=3)
-    if rounds:
-        model, head = build_model(shape, layers, seed)
-        measure_steps(layouts, model, head, tokens=round_tokens, rounds=rounds)
+    rows = make_rows(drawn, _vocabulary(shape, layers), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        layouts = make_layouts(store(rows, Path(folder) / "rows.arrow"), batch_size, seed)
+        for layout in layouts:
+            measure_loading(layout, sum(drawn), repeats=3)
+        if rounds:
+            model, head = build_model(shape, layers, seed)
+            measure_steps(layouts, model, head, tokens=round_tokens, rounds=rounds)
     records = [_record(layout, layouts[0], sum(drawn)) for layout in layouts]
     _show(records, Console())
     if output is not None:

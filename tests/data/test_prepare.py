@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from dylora_moe.data import build as build_module
 from dylora_moe.data.build import build_data
 from dylora_moe.data.stored import Rows
 from dylora_moe.data.tokenize import PLAIN_TEMPLATE
-from dylora_moe.errors import DataError
+from dylora_moe.errors import CacheError, DataError
 
 WORDS = ["".join(random.Random(number).choices("abcdefghij", k=2 + number % 7)) for number in range(500)]
 
@@ -112,6 +113,20 @@ def test_bad_data_leaves_nothing_and_is_told_again(tmp_path, tokenizer, own_cach
     assert sorted(each for each in (own_cache / "data").glob("*") if each.is_dir()) == before
     write(path, range(41))
     assert folder_of([str(path)], tokenizer).is_dir()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, tokenizer, own_cache):
+    path = write(tmp_path / "a.jsonl", range(2000))
+    before = sorted((own_cache / "data").glob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CacheError, match=r"disk, quota or file size limit of .* was reached; nothing half-written"):
+            folder_of([path], tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [each for each in sorted((own_cache / "data").glob("*")) if each not in before and each.is_dir()] == []
+    assert len(build_data([path], tokenizer, max_length=200).train) == 1800
 
 
 def _prepare(path: str, start: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[str]") -> None:
