@@ -3,25 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 _LEFT_OUT = (
-    ("num_filtered", "by the filter of their entry"),
-    ("num_test", "of an official test split"),
-    ("num_unused", "of splits that are for nothing here"),
-    ("num_overlong", "for their length"),
-    ("num_bad_rows", "that could not be read"),
+    ("num_filtered", "by the entry's filter"),
+    ("num_test", "official test split"),
+    ("num_unused", "splits of no use here"),
+    ("num_overlong", "too long"),
+    ("num_bad_rows", "unreadable"),
 )
 _REMOVED = (
     ("encoding", "wrongly decoded"),
-    ("empty", "with an empty answer"),
-    ("truncated", "with a cut answer"),
-    ("duplicate", "duplicates"),
-    ("near_duplicate", "near duplicates"),
-    ("leak", "with a prompt that is validated or tested on"),
+    ("empty", "empty answer"),
+    ("truncated", "cut answer"),
+    ("duplicate", "duplicate"),
+    ("near_duplicate", "near duplicate"),
+    ("leak", "prompt that is validated or tested on"),
 )
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
@@ -49,9 +50,9 @@ def show_data(console: Console, summary: Any) -> None:
     for domain in summary.domains:
         counts = [(getattr(domain, name), text) for name, text in _LEFT_OUT]
         counts += [(domain.removed.get(reason, 0), text) for reason, text in _REMOVED]
-        left_out = ", ".join(f"{number:,} {text}" for number, text in counts if number)
+        left_out = ", ".join(f"{text} {number:,}" for number, text in counts if number)
         if left_out:
-            console.print(f"{escape(domain.domain)}: left out {left_out}", highlight=False)
+            console.print(f"{escape(domain.domain)}: left out: {left_out}", highlight=False)
         if domain.formats:
             console.print(f"{escape(domain.domain)}: read as {escape('; '.join(domain.formats))}", highlight=False)
         if domain.num_cut:
@@ -60,9 +61,16 @@ def show_data(console: Console, summary: Any) -> None:
 
 def show_lengths(console: Console, summary: Any) -> None:
     """Tokens a row in each domain, with a small histogram."""
-    table = Table(title="Tokens a row", title_justify="left")
+    table = Table(title="Tokens a row", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("domain", "shortest", "median", "90 %", "99 %", "longest", "0 to longest"):
-        table.add_column(column, justify="left" if column in ("domain", "0 to longest") else "right")
+        is_bars = column == "0 to longest"
+        left = is_bars or column == "domain"
+        table.add_column(
+            column,
+            justify="left" if left else "right",
+            no_wrap=is_bars,
+            min_width=len(summary.domains[0].lengths.histogram) if is_bars else None,
+        )
     for domain in summary.domains:
         lengths = domain.lengths
         values = (lengths.minimum, lengths.median, lengths.p90, lengths.p99, lengths.maximum)
