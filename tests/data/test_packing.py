@@ -80,6 +80,7 @@ def test_packs_of_code_alpaca_are_full(lengths, max_length):
     lengths = [min(length, max_length) for length in lengths()]
     sampler = PackedBatchSampler(lengths, max_length=max_length, batch_size=4, seed=0)
     assert sampler.fill_rate() >= 0.9
+    assert sum(lengths) / (len(sampler.packs(0)) * max_length) >= 0.9  # also of all that a pack could hold
 
 
 @pytest.mark.parametrize("lengths", [quantile_lengths, code_alpaca_lengths], ids=["quantiles", "real"])
