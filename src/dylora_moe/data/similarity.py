@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
+Hashes, Hashes32 = NDArray[np.uint64], NDArray[np.uint32]
 
 _SHINGLE_WORDS = 3
 # 20 bands of 6 find a pair of similarity s with probability 1 - (1 - s^6)^20: 0.998 at 0.8, 0.79 at 0.65, 0.04 at 0.35.
@@ -105,12 +105,17 @@ class _Band:
 def shingles(text: str) -> Hashes:
     """Hashes of a text's runs of three tokens (of all, if fewer), ascending, each once; case does not count."""
     words = _TOKENS.findall(text.casefold()) or [text.strip()]
-    codes = np.array([crc32(word.encode("utf-8", "surrogatepass")) for word in words], dtype=np.uint64)
+    codes = np.array(list(map(_code, words)), dtype=np.uint64)
     size = min(len(words), _SHINGLE_WORDS)
     runs = np.full(len(words) - size + 1, size, dtype=np.uint64)
     for offset in range(size):
         runs = _mix(runs ^ codes[offset : offset + len(runs)])
     return np.unique(runs)
+
+
+@lru_cache(maxsize=1 << 16)
+def _code(word: str) -> int:
+    return crc32(word.encode("utf-8", "surrogatepass"))
 
 
 def _mix(values: Hashes) -> Hashes:
@@ -131,10 +136,10 @@ def _find_templates(read: Callable[[int], Sequence[str]], count: int) -> NDArray
     return counts > max(_TEMPLATE_TEXTS, _TEMPLATE_SHARE * len(sample))
 
 
-def _permutations() -> tuple[Hashes, Hashes]:
-    """Odd factors and terms of 120 hash functions h -> h * factor + term, of which the high half is used."""
-    drawn = _mix(np.arange(2 * _BANDS * _BAND_ROWS, dtype=np.uint64))
-    return drawn[::2] | np.uint64(1), drawn[1::2]
+def _permutations() -> tuple[Hashes32, Hashes32]:
+    """Odd factors and terms of 120 hash functions h -> h * factor + term of 32 bits, which numpy does eight at a time."""
+    drawn = (_mix(np.arange(2 * _BANDS * _BAND_ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+    return drawn[::2] | np.uint32(1), drawn[1::2]
 
 
 def _join(parts: Sequence[_Part]) -> Hashes:
@@ -145,12 +150,12 @@ def _join(parts: Sequence[_Part]) -> Hashes:
     return np.concatenate([_mix(part.everything + np.uint64(number)) for number, part in enumerate(parts)])
 
 
-def _sign(hashes: Hashes, factors: Hashes, terms: Hashes) -> NDArray[np.uint32]:
-    """MinHash signature. Source: Broder 1997, with multiply-shift hashing."""
+def _sign(hashes: Hashes, factors: Hashes32, terms: Hashes32) -> Hashes32:
+    """MinHash signature. Source: Broder 1997, with multiply-shift hashing of the high half."""
     smallest = np.full(len(factors), np.iinfo(np.uint32).max, dtype=np.uint32)
     for start in range(0, len(hashes), _CHUNK):
-        values = hashes[start : start + _CHUNK, None] * factors + terms
-        smallest = np.minimum(smallest, (values >> np.uint64(32)).astype(np.uint32).min(0))
+        values = (hashes[start : start + _CHUNK, None] >> np.uint64(32)).astype(np.uint32)
+        smallest = np.minimum(smallest, (values * factors + terms).min(0))
     return smallest
 
 
