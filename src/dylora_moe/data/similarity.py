@@ -137,7 +137,7 @@ def _find_templates(read: Callable[[int], Sequence[str]], count: int) -> NDArray
 
 
 def _permutations() -> tuple[Hashes32, Hashes32]:
-    """Odd factors and terms of 120 hash functions h -> h * factor + term of 32 bits, which numpy does eight at a time."""
+    """Odd factors and terms of 120 hash functions h -> h * factor + term, of 32 bits, eight in one instruction."""
     drawn = (_mix(np.arange(2 * _BANDS * _BAND_ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
     return drawn[::2] | np.uint32(1), drawn[1::2]
 
