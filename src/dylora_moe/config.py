@@ -95,7 +95,8 @@ class RunConfig(BaseModel):
     out), their beginning, or several rows."""
 
     learn: Literal["answers", "last_answer", "all"] = "answers"
-    """Which tokens are learned: every answer of a conversation, its last answer, or all of its text."""
+    """Which tokens are learned: every answer of a conversation, its last answer, or all of its text but the first 16
+    tokens, which decide its expert."""
 
     chat_template: str | None = None
     """Template of conversations: plain for ours, or a file; not given: the base's own, or ours where it has none."""

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from dylora_moe.data.example import Example, Message, instruction_example
 from dylora_moe.data.tokenize import (
     IGNORED,
+    UNLEARNED_START,
     Tokenized,
     check_labels,
     ensure_template,
@@ -17,6 +18,7 @@ from dylora_moe.data.tokenize import (
     tokenize_examples,
 )
 from dylora_moe.errors import DataError
+from dylora_moe.tuner import RoutingConfig
 
 SPECIAL = ["<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<eos>!"]
 # As ChatML templates do, a line end follows the end token.
@@ -125,9 +127,28 @@ def test_of_a_conversation_is_learned_what_was_asked_for(learn, expected):
     tokenizer = make_tokenizer(CHATML)
     (row,) = tokenize_examples([conversation(*TURNS)], tokenizer, learn=learn).rows
     whole = tokenizer.decode(row.input_ids)
-    assert learned(row, tokenizer) == (whole if expected is None else expected)
+    if expected is None:
+        expected = tokenizer.decode(row.input_ids[UNLEARNED_START:])
+    assert learned(row, tokenizer) == expected
     turns = [{"role": role, "content": content} for role, content in TURNS]
     assert whole + "\n" == tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+@pytest.mark.parametrize("answer", ["a", "b" * 10, "c" * 40])
+def test_of_a_text_without_a_prompt_the_start_is_not_learned(answer):
+    """It decides the expert, which then must not be trained to predict it."""
+    tokenizer = make_tokenizer(CHATML)
+    (row,) = tokenize_examples([conversation(("user", ""), ("assistant", answer))], tokenizer, learn="answers").rows
+    (asked,) = tokenize_examples([conversation(("user", "q"), ("assistant", answer))], tokenizer, learn="answers").rows
+    number = len(tokenizer(answer).input_ids)
+    assert asked.num_labels == number + 1
+    assert row.num_labels == max(2, number + 1 - UNLEARNED_START)
+    assert row.labels[-2:] == row.input_ids[-2:]
+    assert row.labels[: row.prompt_length] == (IGNORED,) * row.prompt_length
+
+
+def test_the_start_is_what_the_tuner_routes_by():
+    assert RoutingConfig().prefix_tokens == UNLEARNED_START
 
 
 def test_a_template_without_end_token_ends_the_conversation_only():

@@ -30,6 +30,9 @@ PLAIN_TEMPLATE = (
 )
 _BOS = "{{ bos_token }}"
 _PROBE = "Answer42"
+# What has no prompt is routed by its first tokens, as many as `RoutingConfig.prefix_tokens`: no token may be learned that
+# had a say in which expert predicts it.
+UNLEARNED_START = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,8 @@ def tokenize_examples(
     Args:
         examples: Conversations.
         tokenizer: Of the base; without a chat template it is given ours.
-        learn: Which tokens are labels: every answer of a conversation, its last answer, or all of its text.
+        learn: Which tokens are labels: every answer of a conversation, its last answer, or all of its text. Where no
+            prompt stands before them, the first `UNLEARNED_START` are no labels.
 
     Raises:
         DataError: The template fails, does not go on where the prompt ends, or no end token is known.
@@ -190,6 +194,8 @@ def tokenize_examples(
                 "would learn to stop there. Drop the row or spell the token differently."
             )
         row = _join(parts, ending.token_id)
+        if learn == "all" or not any(message.content.strip() for message in example.prompt):
+            row = _without_start(row)
         check_labels(row, (ending.token_id,), _name(example))
         rows.append(row)
     return TokenizedSet(rows=tuple(rows), end_token_ids=(ending.token_id,))
@@ -214,6 +220,14 @@ def _join(parts: Sequence[tuple[_Piece, Sequence[int]]], end: int) -> Tokenized:
         input_ids += ids
         labels += ids if piece.learned else [IGNORED] * len(ids)
     return Tokenized(input_ids=tuple(input_ids), labels=tuple(labels))
+
+
+def _without_start(row: Tokenized) -> Tokenized:
+    """The row with its first labels ignored, but for the last two."""
+    begin = row.prompt_length
+    end = min(begin + UNLEARNED_START, max(begin, len(row) - 2))
+    labels = (*row.labels[:begin], *[IGNORED] * (end - begin), *row.labels[end:])
+    return Tokenized(input_ids=row.input_ids, labels=labels)
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
