@@ -30,7 +30,7 @@ PLAIN_TEMPLATE = (
 )
 _BOS = "{{ bos_token }}"
 _PROBE = "Answer42"
-# What has no prompt is routed by its first tokens, as many as `RoutingConfig.prefix_tokens`: no token may be learned that
+# What has no prompt is routed by its first tokens, as many as `RoutingConfig.prefix_tokens`: none may be learned that
 # had a say in which expert predicts it.
 UNLEARNED_START = 16
 
