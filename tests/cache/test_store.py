@@ -199,12 +199,19 @@ def test_what_nobody_used_for_long_is_forgotten(tmp_path: Path) -> None:
         prepare(folder)
         os.utime(folder / MANIFEST, (time.time() - 70 * day,) * 2)
     leftover.mkdir()
-    os.utime(leftover, (time.time() - 70 * day,) * 2)
     prepare(used, lambda scratch, result: pytest.fail("it is complete"))
     forget_unused(tmp_path, days=80)
-    assert visible(used) == [".unused.x.part", "unused", "used"]
+    assert visible(used) == ["unused", "used"]
     forget_unused(tmp_path, days=60)
     assert visible(used) == ["used"] and is_complete(used, "one")
+
+
+def test_what_is_being_built_is_not_taken_for_what_a_killed_build_left(tmp_path: Path) -> None:
+    def check(scratch: Path, result: Path) -> None:
+        forget_unused(tmp_path)
+        build(scratch, result)
+
+    assert is_complete(prepare(tmp_path / "base", check), "one")
 
 
 def test_the_cache_lies_where_the_user_says(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_choices_are_refused_on_the_command_line() -> None:
         parse("--execution", "fast")
 
 
-@pytest.mark.parametrize("typed", ["code", "=2", "code=2,maths"])
+@pytest.mark.parametrize("typed", ["code", "=2", "code=2,maths", "code=2,code=1"])
 def test_weights_without_a_name_or_a_number_are_refused(typed: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"names and numbers such as code=2,maths=1"):
+    with pytest.raises(click.BadParameter, match=r"names and their numbers such as code=2,maths=1"):
         parse("--domain_weights", typed)

@@ -84,6 +84,23 @@ def test_the_hash_tells_content_apart(tmp_path, tokenizer):
     assert sha256("c.jsonl", [*rows[:-1], (rows[-1][0], "other")]) != sha256("a.jsonl", rows)
 
 
+def test_the_hash_tells_on_which_side_a_row_is(tmp_path, tokenizer):
+    def sha256(border):
+        write(tmp_path / "train.jsonl", pairs("a", 40)[:border])
+        write(tmp_path / "validation.jsonl", pairs("a", 40)[border:])
+        return build([str(tmp_path)], tokenizer).summary.domains[0].sha256
+
+    assert sha256(36) != sha256(30)
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev", "eval", "evaluation"])
+def test_a_validation_file_has_one_of_many_names(tmp_path, tokenizer, name):
+    write(tmp_path / "train.jsonl", pairs("a", 10))
+    write(tmp_path / f"{name}.jsonl", pairs("b", 3))
+    (rows,) = build([str(tmp_path)], tokenizer).validation.values()
+    assert len(rows) == 3
+
+
 def test_one_seed_gives_one_bundle_and_another_seed_another(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", pairs("a", 40))
     first, again, other = (build([path], tokenizer, seed=seed) for seed in (0, 0, 1))
@@ -173,6 +190,7 @@ def test_the_built_in_skills_build(tokenizer):
         (["flask"], {"eval_subset": 101}, "eval_subset must be a percentage"),
         (["flask"], {"max_length": 0}, "max_length must be"),
         (["flask"], {"overlong": "cut"}, "one of error, drop, truncate, split"),
+        (["flask"], {"learn": "answer"}, "learn must be one of answers, last_answer, all"),
     ],
 )
 def test_impossible_settings_stop(datasets, settings, text, tokenizer):
@@ -223,9 +241,9 @@ def test_a_prompt_of_another_domains_validation_is_not_trained_on(tmp_path, toke
     (first, second) = bundle.summary.domains
     assert (first.removed, second.removed) == ({}, {"leak": 1})
     (removed,) = map(json.loads, bundle.removed_file.read_text().splitlines())
-    assert removed["domain"] == "other" and removed["where"] == str(other)
+    assert removed["domain"] == "other" and removed["where"] == f"{other}/train.jsonl, line 11"
     assert removed["row"][-1] == {"role": "assistant", "content": near[1]}
-    assert re.fullmatch(r"leak: prompt 0\.\d\d like row 0 of validation", removed["reason"])
+    assert re.fullmatch(r"leak: prompt 0\.\d\d like that of .*/first/validation\.jsonl, line 1", removed["reason"])
     assert near[1] not in answers(bundle.train, tokenizer)
 
 

@@ -145,9 +145,9 @@ def test_copies_and_near_copies_are_removed_and_the_first_stays():
     rows = [example(LONG), example(other, "A table."), example(LONG), example(LONG + "!"), example(other, "A list.")]
     cleaned = remove_duplicates(rows)
     assert cleaned.kept == [0, 1, 4]
-    assert [(row.index, row.reason, row.detail) for row in cleaned.removed] == [
-        (2, "duplicate", "the same as row 0"),
-        (3, "near_duplicate", "1.00 like row 0"),
+    assert [(row.index, row.reason, row.detail, row.other) for row in cleaned.removed] == [
+        (2, "duplicate", "the same as", ("", 0)),
+        (3, "near_duplicate", "1.00 like", ("", 0)),
     ]
     exact = remove_duplicates(rows, similarity=None)
     assert [row.index for row in exact.removed] == [2]
@@ -161,7 +161,8 @@ def test_a_row_is_compared_with_rows_that_stay():
         for place in changed:
             texts[-1][place] = "another"
     rows = [example(" ".join(words)) for words in texts]
-    assert [(row.index, row.detail) for row in remove_duplicates(rows).removed] == [(1, "0.81 like row 0")]
+    (removed,) = remove_duplicates(rows).removed
+    assert (removed.index, removed.detail, removed.other) == (1, "0.81 like", ("", 0))
     assert [row.index for row in remove_duplicates(rows[1:]).removed] == [1]
 
 
@@ -181,10 +182,19 @@ def test_prompts_of_other_parts_leak_whatever_their_answer_and_domain():
     assert cleaned.kept == [1, 4]
     assert [(row.index, row.reason) for row in cleaned.removed] == [(0, "leak"), (2, "leak"), (3, "leak")]
     details = [row.detail for row in cleaned.removed]
-    assert details[0] == "the prompt of row 0 of validation"
-    assert details[1].endswith("like row 1 of validation") and details[2].endswith("like row 0 of test")
+    assert [row.other for row in cleaned.removed] == [("validation", 0), ("validation", 1), ("test", 0)]
+    assert details[0] == "the prompt of" and details[1].endswith(" like that of")
     assert [row.index for row in remove_leaks(rows, held_out, similarity=None).removed] == [0]
     assert remove_leaks(rows, {"validation": []}).kept == list(range(5))
+
+
+def test_a_prompt_that_is_asked_within_a_training_conversation_leaks():
+    turns = [("user", "First?"), ("assistant", "One."), ("user", "Second?"), ("assistant", "Two.")]
+    messages = tuple(Message(role=role, content=content) for role, content in turns)
+    long = Example(messages=messages, domain="d", source="s")
+    assert [row.index for row in remove_leaks([long], {"validation": [example("First?", "Another.")]}).removed] == [0]
+    # The longer conversation may be held out: its first answer alone is no reason to lose a training row.
+    assert remove_leaks([example("First?", "Another.")], {"validation": [long]}).removed == ()
 
 
 def test_a_shared_system_message_makes_no_leak():

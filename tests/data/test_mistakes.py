@@ -139,7 +139,8 @@ def test_a_prompt_in_both_splits(tmp_path, tokenizer):
     write(tmp_path / "validation.jsonl", [{"prompt": f"held out {n}", "completion": "yes"} for n in range(3)])
     data = build_data([str(tmp_path)], tokenizer, max_length=100)
     (removed,) = map(json.loads, data.removed_file.read_text().splitlines())
-    assert removed["reason"] == "leak: the prompt of row 0 of validation"
+    assert removed["where"] == f"{tmp_path}/train.jsonl, line 21"
+    assert removed["reason"] == f"leak: the prompt of {tmp_path}/validation.jsonl, line 1"
     assert data.summary.domains[0].removed == {"leak": 1}
     prompts = [
         {row.input_ids[: sum(label == IGNORED for label in row.labels)] for row in side}

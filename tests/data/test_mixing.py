@@ -68,6 +68,10 @@ def test_seeds_and_epochs_give_other_orders():
     assert len(orders) == 4
 
 
+def test_very_large_weights_are_weights():
+    assert weigh([0] * 20 + [1] * 20, [1e308, 1e308]).quotas == (20, 20)
+
+
 def test_orders_stay_the_same_for_ever():
     """A run resumed under another version of Python or of this package must go on with the same rows."""
     assert shuffled(8, "0/0/0") == [5, 2, 7, 1, 0, 3, 6, 4]

@@ -115,6 +115,35 @@ def test_bad_data_leaves_nothing_and_is_told_again(tmp_path, tokenizer, own_cach
     assert folder_of([str(path)], tokenizer).is_dir()
 
 
+def test_data_that_changes_while_it_is_prepared_is_not_kept(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("dylora_moe.data.prepare._SECONDS", 0.0)
+    path = tmp_path / "a.jsonl"
+    write(path, range(40))
+    with pytest.raises(DataError, match="must stay as it is while it is prepared"):
+        build_data([str(path)], tokenizer, max_length=200, tell=lambda line: write(path, range(30)))
+    write(path, range(40))
+    data = build_data([str(path)], tokenizer, max_length=200)
+    assert len(data.train) + len(data.validation["a"]) == 40
+
+
+def test_what_cannot_be_encoded_is_left_out_like_any_bad_row(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    write(path, range(40))
+    path.write_text(path.read_text() + '{"prompt": "half \\ud83d of it", "completion": "x"}\n')
+    data = build_data([{"path": str(path), "on_bad_row": "skip"}], tokenizer, max_length=200)
+    (removed,) = map(json.loads, data.removed_file.read_text().splitlines())
+    assert removed["row"]["prompt"] == "half \ud83d of it" and "surrogate" in removed["reason"]
+
+
+def test_a_row_that_speaks_of_a_full_disk_fills_none(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    write(path, range(40))
+    row = {"prompt": "No space left on device: what now?", "completion": "a<eos>b"}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="an answer must not contain the end token"):
+        build_data([str(path)], tokenizer, max_length=200)
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, tokenizer, own_cache):
     path = write(tmp_path / "a.jsonl", range(2000))
     before = sorted((own_cache / "data").glob("*"))

@@ -299,3 +299,10 @@ def test_a_large_file_takes_little_memory(tmp_path, name):
 def test_the_real_malformed_file():
     with pytest.raises(DataError, match=r"line 620, column 1: .*Replace the last '}'"):
         list(read_rows(SHARED / "python_codes_25k" / "python-codes-25k.json"))
+
+
+def test_a_cell_may_be_long(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,completion\nq," + '"' + "long, " * 50_000 + '"\n')
+    ((_, row),) = read_rows(file)
+    assert len(row["completion"]) == 300_000

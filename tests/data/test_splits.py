@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dylora_moe.data.example import instruction_example
+from dylora_moe.data.example import Example, Message, instruction_example
 from dylora_moe.data.splits import split_by_prompt
 
 
@@ -24,6 +24,19 @@ def test_a_split_shares_no_prompt_and_loses_no_row(prompts, fraction, seed):
     assert train == sorted(train) and validation == sorted(validation)
     backwards = split_by_prompt(examples[::-1], fraction=fraction, seed=seed)
     assert [{len(examples) - 1 - place for place in side} for side in backwards] == [set(train), set(validation)]
+
+
+def test_branches_of_one_conversation_stay_together():
+    """Each answer is learned, so a beginning on one side would be known on the other."""
+    examples = []
+    for number in range(40):
+        turns = [("user", f"u{number}"), ("assistant", "a"), ("user", f"more {number}"), ("assistant", "b")]
+        for length in (2, 4):
+            messages = tuple(Message(role=role, content=content) for role, content in turns[:length])
+            examples.append(Example(messages=messages, domain="d", source="s"))
+    train, validation = split_by_prompt(examples, fraction=0.2, seed=0)
+    assert len(validation) == 16
+    assert not {examples[place].messages[0] for place in train} & {examples[place].messages[0] for place in validation}
 
 
 def test_a_split_of_distinct_prompts_has_the_fraction():

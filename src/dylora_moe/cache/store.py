@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dylora_moe.cache.disk import check_free, disk_full_error, is_disk_full
-from dylora_moe.errors import CacheError
+from dylora_moe.errors import CacheError, DyLoraError
 
 MANIFEST = "manifest.json"
 # Raised when the same identity gives another folder than before, so that older caches are built again.
@@ -63,7 +63,7 @@ def materialise(
                 _remove_leftovers(folder)
                 check_free(folder.parent, need_bytes, f"Preparing {folder.name}")
                 _build_and_rename(folder, build, identity)
-    except CacheError:
+    except DyLoraError:  # whatever words it has
         raise
     except Exception as error:  # conversion libraries wrap a full disk in errors of their own
         if is_disk_full(error):
@@ -91,13 +91,15 @@ def is_complete(folder: Path, identity: str) -> bool:
 def forget_unused(parent: Path, *, days: float = _KEPT_DAYS) -> None:
     """Delete folders that nobody asked `materialise` for in so many days, and what killed builds left in `parent`."""
     oldest = time.time() - days * 86_400
-    for marker in (*parent.glob(f"*/{MANIFEST}"), *parent.glob(".*.part")):
+    for manifest in parent.glob(f"*/{MANIFEST}"):
         with suppress(OSError):
-            if marker.stat().st_mtime >= oldest:
-                continue
-            if marker.is_file():
-                marker.unlink()  # first, so that half a folder never looks complete
-            shutil.rmtree(marker.parent if marker.name == MANIFEST else marker)
+            if manifest.stat().st_mtime < oldest:
+                manifest.unlink()  # first, so that half a folder never looks complete
+                shutil.rmtree(manifest.parent)
+    for leftover in parent.glob(".*.part"):
+        name = leftover.name[1:].rsplit(".", 2)[0]
+        with suppress(OSError, Timeout), FileLock(parent / f".{name}.lock").acquire(timeout=0):
+            shutil.rmtree(leftover)  # whoever builds holds the lock
 
 
 @contextmanager

@@ -28,12 +28,13 @@ def _inspect(recipe: Path | None, as_json: bool, samples: int, **settings: Any) 
     from dylora_moe.bases import load_tokenizer
     from dylora_moe.data.build import build_run_data
     from dylora_moe.data.inspect import pick_rows, view_row
+    from dylora_moe.data.paths import with_full_paths
     from dylora_moe.data.tokenize import set_template
 
     console = consoles(as_json)
     tokenizer = load_tokenizer(config.base_model, progress=console.print)
     set_template(tokenizer, config.chat_template)
-    data = build_run_data(config, tokenizer, tell=console.print)
+    data = build_run_data(with_full_paths(config), tokenizer, tell=console.print)
     picked = pick_rows(data, samples)
     views = {domain: [view_row(row, tokenizer) for row in rows] for domain, rows in picked.items()}
     show_data(console, data.summary)

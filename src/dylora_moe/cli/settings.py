@@ -91,8 +91,9 @@ def _as_weights(ctx: click.Context, option: click.Parameter, value: str | None) 
     if value is None:
         return None
     pairs = [part.rpartition("=") for part in split_list(value)]
-    if not all(name and sign for name, sign, _ in pairs):
-        raise click.BadParameter(f"must be names and numbers such as code=2,maths=1, got {value!r}.")
+    names = [name.strip() for name, _, _ in pairs]
+    if not all(name and sign for name, sign, _ in pairs) or len(set(names)) < len(names):
+        raise click.BadParameter(f"must be different names and their numbers such as code=2,maths=1, got {value!r}.")
     return {name.strip(): number.strip() for name, _, number in pairs}
 
 

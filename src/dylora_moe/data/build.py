@@ -103,6 +103,8 @@ def build_data(
 
     def build(scratch: Path, result: Path) -> None:
         prepare_data(specs, tokenizer, registry, settings, scratch=scratch, result=result, tell=tell)
+        if identify(specs, tokenizer, registry, asdict(settings)) != identity:
+            raise DataError("The data must stay as it is while it is prepared, and it was changed. Start again.")
 
     folder = cache_folder(None, os.environ) / "data" / identity[:32]
     materialise(folder, build, identity=identity, need_bytes=_need_bytes(specs, registry), progress=tell)
@@ -157,8 +159,9 @@ def _check_settings(settings: DataSettings) -> None:
             raise DataError(f"{name} must be a percentage above 0 and up to 100, got {percent}.")
     if settings.max_length < 2:
         raise DataError(f"max_length must be at least 2 tokens, got {settings.max_length}.")
-    if settings.overlong not in get_args(Overlong):
-        raise DataError(f"overlong must be one of {', '.join(get_args(Overlong))}, got {settings.overlong!r}.")
+    for name, choices in (("overlong", get_args(Overlong)), ("learn", get_args(Learn))):
+        if getattr(settings, name) not in choices:
+            raise DataError(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}.")
 
 
 def _parse(

@@ -9,13 +9,13 @@ import ast
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from dylora_moe.data.example import Example
+from dylora_moe.data.example import Example, Message
 from dylora_moe.data.similarity import SimilarTexts
 
 Reason = Literal["encoding", "empty", "truncated", "duplicate", "near_duplicate", "leak"]
@@ -32,11 +32,22 @@ class Removed:
         index: Its place in the list given, from 0.
         reason: The rule.
         detail: What the rule found.
+        other: The row that it is too much like: the name of its list, empty for the same one, and its place there.
     """
 
     index: int
     reason: Reason
     detail: str
+    other: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fault:
+    """Why a row goes."""
+
+    reason: Reason
+    detail: str
+    other: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +60,8 @@ class Cleaned:
 
 def remove_broken(examples: Sequence[Example]) -> Cleaned:
     """Leave out rows with wrongly decoded text, and answers that are empty or cut off."""
-    return _sort_out([find_fault(example) for example in examples])
+    found = [find_fault(example) for example in examples]
+    return _sort_out([None if fault is None else _Fault(reason=fault[0], detail=fault[1]) for fault in found])
 
 
 def remove_duplicates(examples: Sequence[Example], *, similarity: float | None = SIMILARITY) -> Cleaned:
@@ -59,15 +71,16 @@ def remove_duplicates(examples: Sequence[Example], *, similarity: float | None =
         examples: All rows among which there shall be no copies.
         similarity: Both prompt and answer must be at least as similar; None for exact copies only.
     """
-    faults: list[tuple[Reason, str] | None] = []
+    faults: list[_Fault | None] = []
     seen: dict[bytes, int] = {}
     for index, example in enumerate(examples):
         first = seen.setdefault(_digest(example), index)
-        faults.append(None if first == index else ("duplicate", f"the same as row {first}"))
+        copy = _Fault(reason="duplicate", detail="the same as", other=("", first))
+        faults.append(None if first == index else copy)
     if similarity is not None:
         originals = [index for index, fault in enumerate(faults) if fault is None]
         for index, other, found in _near_copies(examples, originals, similarity):
-            faults[index] = "near_duplicate", f"{found:.2f} like row {other}"
+            faults[index] = _Fault(reason="near_duplicate", detail=f"{found:.2f} like", other=("", other))
     return _sort_out(faults)
 
 
@@ -96,10 +109,11 @@ def remove_leaks(
     exact: dict[bytes, int] = {}
     for place in range(len(others)):
         exact.setdefault(_short_digest(*read(place)), place)
-    faults: list[tuple[Reason, str] | None] = []
+    faults: list[_Fault | None] = []
     for example in examples:
-        place = exact.get(_short_digest(_asked(example)))
-        faults.append(None if place is None else ("leak", f"the prompt of {_name(others[place])}"))
+        asked = (exact.get(_short_digest(text)) for text in _all_asked(example))
+        place = next((place for place in asked if place is not None), None)
+        faults.append(None if place is None else _Fault(reason="leak", detail="the prompt of", other=others[place]))
     if similarity is not None and others:
         index = SimilarTexts(read, len(others) + len(examples))
         allowed = np.arange(len(others) + len(examples)) < len(others)
@@ -107,19 +121,16 @@ def remove_leaks(
             if fault is None:
                 found = index.find_earlier(len(others) + place, threshold=similarity, allowed=allowed)
                 if found is not None:
-                    faults[place] = "leak", f"prompt {found[1]:.2f} like {_name(others[found[0]])}"
+                    detail = f"prompt {found[1]:.2f} like that of"
+                    faults[place] = _Fault(reason="leak", detail=detail, other=others[found[0]])
     return _sort_out(faults)
 
 
-def _name(row: tuple[str, int]) -> str:
-    return f"row {row[1]} of {row[0]}"
-
-
-def _sort_out(faults: Sequence[tuple[Reason, str] | None]) -> Cleaned:
+def _sort_out(faults: Sequence[_Fault | None]) -> Cleaned:
     return Cleaned(
         kept=[index for index, fault in enumerate(faults) if fault is None],
         removed=tuple(
-            Removed(index=index, reason=fault[0], detail=fault[1])
+            Removed(index=index, reason=fault.reason, detail=fault.detail, other=fault.other)
             for index, fault in enumerate(faults)
             if fault is not None
         ),
@@ -128,13 +139,25 @@ def _sort_out(faults: Sequence[tuple[Reason, str] | None]) -> Cleaned:
 
 def _prompt_text(example: Example) -> str:
     """The user's and the assistant's turns: a system message that all rows share says nothing about a row."""
-    return "\n".join(message.content for message in example.prompt if message.role != "system")
+    return _text(example.prompt)
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in messages if message.role != "system")
 
 
 def _asked(example: Example) -> str:
     """What must not be on both sides: the prompt, or the text itself where there is none."""
     prompt = _prompt_text(example)
     return prompt if prompt.strip() else example.answer
+
+
+def _all_asked(example: Example) -> Iterator[str]:
+    """What comes before each answer of a conversation, all of which may be learned; the last answer's first."""
+    yield _asked(example)
+    for index, message in enumerate(example.prompt):
+        if message.role == "assistant" and (text := _text(example.messages[:index])).strip():
+            yield text
 
 
 def _digest(example: Example) -> bytes:

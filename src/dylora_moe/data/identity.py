@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -16,6 +18,7 @@ from dylora_moe.data.readers import files_read
 from dylora_moe.data.registry import DataSource
 from dylora_moe.data.source_reader import hub_fingerprint
 
+_COMMIT = re.compile("[0-9a-f]{40}")  # a branch or a tag says something else tomorrow
 # They render templates and cut text into tokens.
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
@@ -33,7 +36,7 @@ def identify(
     """
     record = {
         "code": _hash_code(),
-        "libraries": [version(name) for name in _LIBRARIES],
+        "libraries": [platform.python_version(), *(version(name) for name in _LIBRARIES)],
         "data": [_identify_one(spec, registry) for spec in specs],
         "tokenizer": _hash_tokenizer(tokenizer),
         "template": tokenizer.chat_template,
@@ -49,8 +52,11 @@ def _identify_one(spec: DatasetSpec, registry: Mapping[str, DataSource]) -> dict
     if path is not None:
         content = [(file.name, _hash_file(file)) for file in files_read(Path(path).expanduser())]
     elif entry is not None and entry.kind == "hub":
-        content = entry.revision or hub_fingerprint(entry)
-    return {"spec": asdict(spec), "entry": entry and asdict(entry), "content": content}
+        is_commit = entry.revision is not None and _COMMIT.fullmatch(entry.revision)
+        content = entry.revision if is_commit else hub_fingerprint(entry)
+    # A relative path gives a domain its name by the working directory.
+    place = path and str(Path(path).expanduser().absolute())
+    return {"spec": asdict(spec), "entry": entry and asdict(entry), "place": place, "content": content}
 
 
 def _hash_file(file: Path) -> str:
@@ -64,7 +70,11 @@ def _hash_file(file: Path) -> str:
 def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     core = getattr(tokenizer, "backend_tokenizer", None)
     text = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    special = json.dumps([tokenizer.special_tokens_map, type(tokenizer).__name__], sort_keys=True, default=str)
+    special = json.dumps(
+        [tokenizer.special_tokens_map, type(tokenizer).__name__, getattr(tokenizer, "split_special_tokens", False)],
+        sort_keys=True,
+        default=str,
+    )
     return hashlib.sha256((text + special).encode()).hexdigest()
 
 

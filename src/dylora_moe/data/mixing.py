@@ -131,7 +131,8 @@ def _rows_by_domain(domains: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 def _quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
     """Whole numbers in the ratio of the weights that add up to `num_rows`, by largest remainders."""
-    exact = [weight / sum(weights) * num_rows for weight in weights]
+    parts = [weight / max(weights) for weight in weights]  # the sum of very large ones would be infinite
+    exact = [part / sum(parts) * num_rows for part in parts]
     quotas = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: quotas[index] - exact[index])
     for index in by_remainder[: num_rows - sum(quotas)]:

@@ -1,6 +1,6 @@
 """Data sets of a recipe -> a folder with tokenised rows, their validation examples, what was left out, and a summary.
 
-Reads, cleans, splits and tokenises one example after the other: what is held in memory for each is a few numbers.
+Reads, cleans, splits and tokenises one example after the other: less than 1 kB is held in memory for each.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from dylora_moe.data.readers import BadRow
 from dylora_moe.data.registry import DataSource
 from dylora_moe.data.sources import FoundFormat, SplitExample, draw_rows, read_source
 from dylora_moe.data.splits import LeftOut, Source, Split, as_json, split_domain, take_subsets, without_leaks
-from dylora_moe.data.stored import EXAMPLES, ROWS, Rows, Stored, Writer, open_examples, open_rows
+from dylora_moe.data.stored import EXAMPLES, ROWS, Rows, Stored, Writer, open_examples, open_places, open_rows
 from dylora_moe.data.summary import DataSummary, DomainSummary, summarise_lengths
 from dylora_moe.data.tokenize import Fitted, Learn, Overlong, check_lengths, fit_to_length, tokenize_examples
 from dylora_moe.errors import DataError
@@ -84,9 +84,9 @@ class _Log:
     def add_bad(self, domain: str, bad: BadRow) -> None:
         self._add(domain=domain, where=bad.where, reason=bad.reason, row=bad.row)
 
-    def add(self, domain: str, example: Example, reason: str) -> None:
+    def add(self, domain: str, where: str, example: Example, reason: str) -> None:
         messages = [asdict(message) for message in example.messages]
-        self._add(domain=domain, where=example.source, reason=reason, row=messages)
+        self._add(domain=domain, where=where, reason=reason, row=messages)
 
     def _add(self, **record: Any) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
@@ -108,14 +108,17 @@ def prepare_data(
         DataError: As `build_data`.
     """
     clock = _Clock(tell)
-    with (result / REMOVED_FILE).open("w", encoding="utf-8") as file:
+    with (result / REMOVED_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         log = _Log(file)
         examples, sources = _read(specs, registry, settings.seed, scratch / _EXAMPLES_FILE, log, clock)
         splits = _split(examples, sources, settings, tell)
+        wheres = open_places(scratch / _EXAMPLES_FILE)
         for domain, split in splits.items():
             for left in split.removed:
-                log.add(domain, examples[left.place], f"{left.reason}: {left.detail}")
-        _tokenise(examples, sources, splits, tokenizer, settings, result, log, clock)
+                other = "" if left.other is None else f" {wheres[left.other]}"
+                reason = f"{left.reason}: {left.detail}{other}"
+                log.add(domain, wheres[left.place], examples[left.place], reason)
+        _tokenise(examples, wheres, sources, splits, tokenizer, settings, result, log, clock)
 
 
 def _read(
@@ -150,7 +153,7 @@ def _read_one(
             num_unused += 1
             return
         places[item.split].append(len(writer))
-        writer.add_example(item.example)
+        writer.add_example(item.example, item.where)
         clock.tick("reading: {} examples", len(writer))
 
     record = read_source(spec, seed=seed, registry=registry, add=add, on_bad=log.add_bad)
@@ -178,6 +181,7 @@ def _split(
 
 def _tokenise(
     examples: Stored[Example],
+    wheres: Stored[str],
     sources: Mapping[str, Sequence[Source]],
     splits: Mapping[str, Split],
     tokenizer: PreTrainedTokenizerBase,
@@ -197,6 +201,7 @@ def _tokenise(
             sides = (_Side(), _Side())
             digest = hashlib.sha256()
             for number, (side, places) in enumerate(zip(sides, (split.train, split.validation), strict=True)):
+                digest.update(f"side {number}".encode())
                 for start in range(0, len(places), _CHUNK):
                     chunk = list(examples.take(places[start : start + _CHUNK]))
                     tokenized = tokenize_examples(chunk, tokenizer, learn=settings.learn)
@@ -221,7 +226,8 @@ def _tokenise(
                     side.num_cut += fitted.num_cut
                     for place in sorted(set(range(len(chunk))) - {place for place, _ in fitted.rows}):
                         length = len(tokenized.rows[place])
-                        log.add(domain, chunk[place], f"overlong: {length} tokens, max_length is {settings.max_length}")
+                        reason = f"overlong: {length} tokens, max_length is {settings.max_length}"
+                        log.add(domain, wheres[places[start + place]], chunk[place], reason)
                     clock.tick(f"tokenising: {{}} of {total:,} examples", len(all_lengths))
             _check_sides(domain, sides, split, settings.max_length)
             summaries.append(_summarise(domain, sources[domain], split, *sides, digest.hexdigest()))

@@ -28,6 +28,8 @@ SPLIT_ROLES: Mapping[str, Split] = {
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
 }
 _NUM_SYNTHETIC = 300

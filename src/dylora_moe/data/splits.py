@@ -39,11 +39,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """An example that cleaning removed."""
+    """An example that cleaning removed; `other` is the place of the one that it is too much like."""
 
     place: int
     reason: Reason
     detail: str
+    other: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,10 @@ def split_domain(
     # Those for validation first: of two copies on both sides the one for training goes.
     places = [*official, *official_train, *undivided]
     cleaned = remove_broken(examples.take(places))
-    removed = _left_out(places, cleaned)
+    removed = _left_out(places, cleaned, {})
     places = [places[index] for index in cleaned.kept]
     cleaned = remove_duplicates(examples.take(places), similarity=_similarity(sources))
-    removed += _left_out(places, cleaned)
+    removed += _left_out(places, cleaned, {"": places})
     kept = {places[index] for index in cleaned.kept}
     official, official_train, undivided = (
         [place for place in group if place in kept] for group in (official, official_train, undivided)
@@ -97,10 +98,11 @@ def without_leaks(examples: Stored[Example], splits: Mapping[str, Split]) -> dic
     """The same splits, without training rows whose prompt, or one much like it, is held out in any domain."""
     places = [place for split in splits.values() for place in split.train]
     held_out = {
-        "validation": examples.take([place for split in splits.values() for place in split.validation]),
-        "test": examples.take([place for split in splits.values() for place in split.test]),
+        "validation": [place for split in splits.values() for place in split.validation],
+        "test": [place for split in splits.values() for place in split.test],
     }
-    leaks = {left.place: left for left in _left_out(places, remove_leaks(examples.take(places), held_out))}
+    cleaned = remove_leaks(examples.take(places), {name: examples.take(held) for name, held in held_out.items()})
+    leaks = {left.place: left for left in _left_out(places, cleaned, held_out)}
     return {
         domain: replace(
             split,
@@ -111,9 +113,10 @@ def without_leaks(examples: Stored[Example], splits: Mapping[str, Split]) -> dic
     }
 
 
-def _left_out(places: Sequence[int], cleaned: Cleaned) -> list[LeftOut]:
+def _left_out(places: Sequence[int], cleaned: Cleaned, lists: Mapping[str, Sequence[int]]) -> list[LeftOut]:
     def name(removed: Removed) -> LeftOut:
-        return LeftOut(place=places[removed.index], reason=removed.reason, detail=removed.detail)
+        other = None if removed.other is None else lists[removed.other[0]][removed.other[1]]
+        return LeftOut(place=places[removed.index], reason=removed.reason, detail=removed.detail, other=other)
 
     return [name(removed) for removed in cleaned.removed]
 
@@ -177,9 +180,15 @@ def _rank(purpose: str, text: str) -> bytes:
 
 
 def _prompt_key(example: Example) -> str:
-    """What keeps examples on one side; texts without a prompt have none in common."""
+    """What keeps examples on one side: all up to the first user's turn, as each answer after it may be learned.
+
+    Texts without a prompt have none in common.
+    """
     has_prompt = any(message.content.strip() for message in example.prompt if message.role == "user")
-    return as_json(example.prompt if has_prompt else example.messages)
+    if not has_prompt:
+        return as_json(example.messages)
+    first = next(index for index, message in enumerate(example.messages) if message.role == "user")
+    return as_json(example.messages[: first + 1])
 
 
 def as_json(messages: Sequence[Message]) -> str:

@@ -17,9 +17,7 @@ from dylora_moe.data.example import Example, Message
 # Records read together: few, so that reading one at random is cheap. Batches read last are kept.
 _BATCH, _BATCHES_KEPT = 64, 16
 
-EXAMPLES = pa.schema(
-    [("messages", pa.string()), ("domain", pa.string()), ("source", pa.string()), ("licence", pa.string())]
-)
+EXAMPLES = pa.schema([(name, pa.string()) for name in ("messages", "domain", "source", "licence", "where")])
 ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("domain", pa.int32())])
 
 T = TypeVar("T")
@@ -50,10 +48,10 @@ class Writer:
         """Records added."""
         return self._count
 
-    def add_example(self, example: Example) -> None:
-        """Add a record of `EXAMPLES`."""
+    def add_example(self, example: Example, where: str = "") -> None:
+        """Add a record of `EXAMPLES`; `where` is the place of its row."""
         messages = json.dumps([(message.role, message.content) for message in example.messages], ensure_ascii=False)
-        self._add(messages=messages, domain=example.domain, source=example.source, licence=example.licence)
+        self._add(messages=messages, domain=example.domain, source=example.source, licence=example.licence, where=where)
 
     def add_row(self, row: TokenizedRow) -> None:
         """Add a record of `ROWS`."""
@@ -119,6 +117,11 @@ def open_examples(path: Path) -> Stored[Example]:
     return _open(path, _read_example)
 
 
+def open_places(path: Path) -> Stored[str]:
+    """Where the rows of the examples of a file stand."""
+    return _open(path, lambda batch, index: batch.column("where")[index].as_py())
+
+
 def open_rows(path: Path) -> Stored[TokenizedRow]:
     """The rows of a file that a `Writer` wrote."""
     return _open(path, _read_row)
@@ -133,7 +136,9 @@ def _open(path: Path, read: Callable[[pa.RecordBatch, int], T]) -> Stored[T]:
 
 
 def _read_example(batch: pa.RecordBatch, index: int) -> Example:
-    messages, domain, source, licence = (batch.column(name)[index].as_py() for name in EXAMPLES.names)
+    messages, domain, source, licence = (
+        batch.column(name)[index].as_py() for name in ("messages", "domain", "source", "licence")
+    )
     turns = tuple(Message(role=role, content=content) for role, content in json.loads(messages))
     return Example(messages=turns, domain=domain, source=source, licence=licence)
 

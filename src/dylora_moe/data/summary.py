@@ -46,7 +46,7 @@ class DomainSummary:
         lengths: Tokens a row.
         formats: What the rows were read as, and whether that was given or found by their columns.
         num_filtered: Rows that a filter of the registry leaves out.
-        num_test: Rows of an official test split, which nothing here reads.
+        num_test: Rows of an official test split; their prompts are not trained on.
         num_unused: Rows of official splits that are for neither training, validation nor test.
         removed: Rows left out by each rule of `data.cleaning`.
         num_overlong: Rows left out for their length.

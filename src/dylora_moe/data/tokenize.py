@@ -393,11 +393,12 @@ def check_lengths(lengths: Sequence[int], max_length: int) -> None:
 
 
 def _part(row: Tokenized, start: int, length: int) -> Tokenized:
-    """A stretch of a row; its first token has nothing before it to be predicted from."""
+    """A stretch of a row; one that begins in the middle has no prompt."""
     labels = row.labels[start : start + length]
     if start:
-        labels = (IGNORED, *labels[1:])
-    return Tokenized(input_ids=row.input_ids[start : start + length], labels=labels)
+        labels = (IGNORED, *labels[1:])  # predicted from nothing
+    part = Tokenized(input_ids=row.input_ids[start : start + length], labels=labels)
+    return _without_start(part) if start else part
 
 
 def quantile(ordered: Sequence[int], fraction: float) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dylora_moe.data.readers.lines import read_lines
+from dylora_moe.data.readers.lines import MAX_LINE_BYTES, read_lines
 from dylora_moe.data.readers.rows import BadRow, OnBad, PlacedRow
 from dylora_moe.errors import DataError
 
@@ -25,6 +25,7 @@ def tsv_rows(file: Path, on_bad: OnBad) -> Iterator[PlacedRow]:
 
 def _separated_rows(file: Path, on_bad: OnBad, separator: str) -> Iterator[PlacedRow]:
     # Strict, so that a quote that is never closed is an error and does not swallow the rest of the file.
+    csv.field_size_limit(MAX_LINE_BYTES)  # the same for all of the process, and 128 KiB otherwise
     cells = csv.reader((line for _, line in read_lines(file)), delimiter=separator, strict=True)
     header = _next_cells(cells, file)
     while header == []:  # blank lines before it

@@ -1,0 +1,34 @@
+"""Settings that name files, made independent of the working directory."""
+
+from pathlib import Path
+
+from dylora_moe.config import RunConfig
+from dylora_moe.data.registry import registry_of
+from dylora_moe.data.sources import parse_dataset_spec
+
+
+def with_full_paths(config: RunConfig) -> RunConfig:
+    """The same run, readable from any working directory: files and folders of base and data by their full paths."""
+    registry = registry_of(config.data_registry)
+    datasets = []
+    for dataset in config.datasets:
+        path = parse_dataset_spec(dataset, registry).path
+        if path is None:
+            datasets.append(dataset)
+        else:
+            datasets.append(_full(path) if isinstance(dataset, str) else {**dataset, "path": _full(path)})
+    own, template = config.data_registry, config.chat_template
+    if isinstance(own, str):
+        own = _full(own)
+    elif own is not None:
+        own = {n: {**entry, "path": _full(entry["path"])} if "path" in entry else entry for n, entry in own.items()}
+    template = template if template in (None, "plain") else _full(template)
+    base = config.base_model if config.base_model.startswith("pypi:") else _full(config.base_model)
+    changed = {"datasets": tuple(datasets), "data_registry": own, "base_model": base}
+    return config.model_copy(update=changed | {"chat_template": template})
+
+
+def _full(path: str) -> str:
+    """The full path of what exists; a hub id, a word or a typo stays as it was written."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if path and found.exists() else path
