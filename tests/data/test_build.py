@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dylora_moe.data.build import build_data
+from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
 
@@ -39,7 +40,7 @@ def pairs(name, count):
 
 
 def build(datasets, tokenizer, **settings):
-    return build_data(datasets, tokenizer, **{"max_length": 200, **settings})
+    return build_data(datasets, tokenizer, DataSettings(**{"max_length": 200, **settings}))
 
 
 def answers(rows, tokenizer):
@@ -57,7 +58,7 @@ def test_domains_are_split_and_tokenised(tmp_path, tokenizer):
         assert answers(rows, tokenizer) == [e.answer for e in bundle.validation_examples[name]]
     everything = answers([*bundle.train, *bundle.validation["a"], *bundle.validation["bee"]], tokenizer)
     assert sorted(everything) == sorted(answer for _, answer in pairs("a", 40) + pairs("b", 20))
-    assert bundle.end_token_ids == (tokenizer.eos_token_id,)
+    assert bundle.summary.end_token_ids == (tokenizer.eos_token_id,)
 
 
 def test_the_summary_is_json_and_right(tmp_path, tokenizer):

@@ -10,6 +10,7 @@ from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.build import build_data
 from dylora_moe.data.example import instruction_example
 from dylora_moe.data.inspect import pick_rows, view_row
+from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.tokenize import IGNORED, tokenize_example
 
 __all__ = ["tokenizer"]
@@ -37,7 +38,7 @@ def test_what_is_learned_follows_the_labels(tokenizer: Any) -> None:
 def test_rows_are_picked_from_short_to_long(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "a.jsonl", [(f"q {n}", "word " * n) for n in range(1, 31)])
     other = write(tmp_path / "b.jsonl", pairs("b", 10))
-    data = build_data([path, other], tokenizer, max_length=500)
+    data = build_data([path, other], tokenizer, DataSettings(max_length=500))
     picked = pick_rows(data, 3)
     assert list(picked) == ["a", "b"]
     lengths = [len(row) for row in picked["a"]]

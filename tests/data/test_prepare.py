@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dylora_moe.data import build as build_module
 from dylora_moe.data.build import build_data
+from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.stored import Rows
-from dylora_moe.data.tokenize import PLAIN_TEMPLATE
+from dylora_moe.data.templates import PLAIN_TEMPLATE
 from dylora_moe.errors import CacheError, DataError
 
 WORDS = ["".join(random.Random(number).choices("abcdefghij", k=2 + number % 7)) for number in range(500)]
@@ -44,7 +45,7 @@ def write(path: Path, numbers: range) -> str:
 
 
 def folder_of(*arguments: object, **settings: object) -> Path:
-    return build_data(*arguments, **{"max_length": 200, **settings}).removed_file.parent  # type: ignore[arg-type]
+    return build_data(*arguments, DataSettings(**{"max_length": 200, **settings})).removed_file.parent  # type: ignore[arg-type]
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -120,9 +121,9 @@ def test_data_that_changes_while_it_is_prepared_is_not_kept(tmp_path, tokenizer,
     path = tmp_path / "a.jsonl"
     write(path, range(40))
     with pytest.raises(DataError, match="must stay as it is while it is prepared"):
-        build_data([str(path)], tokenizer, max_length=200, tell=lambda line: write(path, range(30)))
+        build_data([str(path)], tokenizer, DataSettings(max_length=200), tell=lambda line: write(path, range(30)))
     write(path, range(40))
-    data = build_data([str(path)], tokenizer, max_length=200)
+    data = build_data([str(path)], tokenizer, DataSettings(max_length=200))
     assert len(data.train) + len(data.validation["a"]) == 40
 
 
@@ -130,7 +131,7 @@ def test_what_cannot_be_encoded_is_left_out_like_any_bad_row(tmp_path, tokenizer
     path = tmp_path / "a.jsonl"
     write(path, range(40))
     path.write_text(path.read_text() + '{"prompt": "half \\ud83d of it", "completion": "x"}\n')
-    data = build_data([{"path": str(path), "on_bad_row": "skip"}], tokenizer, max_length=200)
+    data = build_data([{"path": str(path), "on_bad_row": "skip"}], tokenizer, DataSettings(max_length=200))
     (removed,) = map(json.loads, data.removed_file.read_text().splitlines())
     assert removed["row"]["prompt"] == "half \ud83d of it" and "surrogate" in removed["reason"]
 
@@ -141,7 +142,7 @@ def test_a_row_that_speaks_of_a_full_disk_fills_none(tmp_path, tokenizer):
     row = {"prompt": "No space left on device: what now?", "completion": "a<eos>b"}
     path.write_text(path.read_text() + json.dumps(row) + "\n")
     with pytest.raises(DataError, match="an answer must not contain the end token"):
-        build_data([str(path)], tokenizer, max_length=200)
+        build_data([str(path)], tokenizer, DataSettings(max_length=200))
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, tokenizer, own_cache):
@@ -155,7 +156,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, tokenizer, own_cache):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [each for each in sorted((own_cache / "data").glob("*")) if each not in before and each.is_dir()] == []
-    assert len(build_data([path], tokenizer, max_length=200).train) == 1800
+    assert len(build_data([path], tokenizer, DataSettings(max_length=200)).train) == 1800
 
 
 def _prepare(path: str, start: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[str]") -> None:
@@ -177,7 +178,7 @@ def test_processes_that_start_together_prepare_once(tmp_path):
     (folder,) = folders
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert not list(Path(folder).parent.glob("*.part"))
-    data = build_data([path], make_tokenizer(), max_length=200)
+    data = build_data([path], make_tokenizer(), DataSettings(max_length=200))
     assert len(data.train) + len(data.validation["a"]) == 3000 and str(data.removed_file.parent) == folder
 
 
@@ -185,14 +186,14 @@ def test_too_long_rows_that_are_dropped_are_written_down(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     write(path, range(40))
     path.write_text(path.read_text() + json.dumps({"prompt": "long", "completion": "word " * 300}) + "\n")
-    data = build_data([str(path)], tokenizer, max_length=200, overlong="drop")
+    data = build_data([str(path)], tokenizer, DataSettings(max_length=200, overlong="drop"))
     (removed,) = map(json.loads, data.removed_file.read_text().splitlines())
     assert removed["reason"].startswith("overlong: ") and "max_length is 200" in removed["reason"]
     assert removed["row"][0] == {"role": "user", "content": "long"} and data.summary.domains[0].num_overlong == 1
 
 
 def test_rows_are_not_held_in_memory(tmp_path, tokenizer):
-    data = build_data([write(tmp_path / "a.jsonl", range(100))], tokenizer, max_length=200)
+    data = build_data([write(tmp_path / "a.jsonl", range(100))], tokenizer, DataSettings(max_length=200))
     assert isinstance(data.train, Rows) and data.train[0] is not data.train[0]
     assert data.train.lengths.tolist() == [len(row) for row in data.train]
     assert set(data.train.domains.tolist()) == {0}
@@ -202,15 +203,17 @@ def test_long_work_tells_how_far_it_is(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("dylora_moe.data.prepare._SECONDS", 0.0)
     lines: list[str] = []
     path = write(tmp_path / "a.jsonl", range(600))
-    build_module.build_data([path], tokenizer, max_length=200, tell=lines.append)
-    assert "reading: 600 examples" in lines and "tokenising: 600 of 600 examples" in lines
+    build_module.build_data([path], tokenizer, DataSettings(max_length=200), tell=lines.append)
+    assert "reading: 600 examples" in lines and "tokenising: 600 rows" in lines
 
 
 MEASURED = """
 import resource, sys
 from dylora_moe.data.build import build_data
+from dylora_moe.data.settings import DataSettings
 from tests.data.test_prepare import make_tokenizer
-data = build_data([sys.argv[1]], make_tokenizer(2000), max_length=100_000, tell=lambda line: print(line, flush=True))
+settings = DataSettings(max_length=100_000)
+data = build_data([sys.argv[1]], make_tokenizer(2000), settings, tell=lambda line: print(line, flush=True))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(len(data.train) + sum(map(len, data.validation.values())), int(data.train.lengths.sum()), peak)
 """

@@ -1,64 +1,24 @@
 """Labels are the answer and its end token, nothing else, for every kind of template."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tests.data.chat_templates import BARE, CHATML, MORE_BEHIND, NO_END, example, make_tokenizer
 
-from dylora_moe.data.example import Example, Message, instruction_example
+from dylora_moe.data.example import Example, Message
+from dylora_moe.data.templates import render_prompt
 from dylora_moe.data.tokenize import (
     IGNORED,
     UNLEARNED_START,
     Tokenized,
     check_labels,
-    ensure_template,
     fit_to_length,
     quantile,
-    render_prompt,
     tokenize_example,
     tokenize_examples,
 )
 from dylora_moe.errors import DataError
 from dylora_moe.tuner import RoutingConfig
 
-SPECIAL = ["<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<eos>!"]
-# As ChatML templates do, a line end follows the end token.
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# As Phi-3's does: EOS behind the end of the last turn, which generation never gets to.
-MORE_BEHIND = CHATML + "{% if not add_generation_prompt %}{{ '<eos>' }}{% endif %}"
-# As Mistral's: no generation prompt, the content trimmed, EOS right after it.
-BARE = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[Q] ' + m['content'] + ' [A]' }}"
-    "{% else %}{{ ' ' + m['content'] | trim + '<eos>' }}{% endif %}{% endfor %}"
-)
-NO_END = "{% for m in messages %}{{ '\n' + m['role'] + ': ' }}{{ m['content'] }}{% endfor %}\n"
 ANSWERS = ["def f():\n    return 1", "t", "  indented\n", "4"]
-
-
-def make_tokenizer(template=None, *, puts_bos=False, eos="<eos>"):
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    lines = ["def f(x):\n    return x", "Write a function that returns one.", "Answer the question"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet)
-    core.train_from_iterator(lines, trainer)
-    if puts_bos:
-        core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<bos>",
-        eos_token=eos,
-        pad_token="<pad>",
-        additional_special_tokens=SPECIAL[3:],
-        chat_template=template,
-    )
-
-
-def example(answer="return 1", prompt="Write one."):
-    return instruction_example(prompt, answer, domain="d", source="rows.jsonl")
 
 
 def learned(row, tokenizer):
@@ -168,20 +128,6 @@ def test_a_template_that_rewrites_earlier_answers_can_only_teach_the_last():
     assert learned(row, tokenizer) == "last<|im_end|>"
 
 
-def test_the_plain_template_is_stored_with_the_tokenizer(tmp_path):
-    tokenizer = make_tokenizer(puts_bos=True)
-    template = ensure_template(tokenizer)
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.chat_template == template
-    assert render_prompt(example().prompt, loaded) == "<bos>### User:\nWrite one.\n\n### Assistant:\n"
-
-
-def test_a_template_that_is_there_is_kept():
-    tokenizer = make_tokenizer(CHATML)
-    assert ensure_template(tokenizer) == tokenizer.chat_template == CHATML
-
-
 @pytest.mark.parametrize(
     ("template", "text"),
     [
@@ -199,16 +145,6 @@ def test_a_template_that_does_not_fit_stops(template, text):
     messages = tuple(Message(role=role, content=content) for role, content in turns)
     with pytest.raises(DataError, match=text):
         tokenize_examples([Example(messages=messages, domain="d", source="s")], make_tokenizer(template))
-
-
-def test_a_tokenizer_without_any_end_stops():
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(DataError, match="eos_token"):
-        tokenize_examples([example()], tokenizer)
-    tokenizer.chat_template = NO_END
-    with pytest.raises(DataError, match="must end in a special token"):
-        tokenize_examples([example()], tokenizer)
 
 
 def test_an_end_token_inside_an_answer_stops():

@@ -10,7 +10,9 @@ import torch
 from tests.tiny import lean_process, settings, tiny_base, tiny_rows, tiny_settings
 
 from dylora_moe.bases import load_base, load_tokenizer
-from dylora_moe.data.build import DataBundle, build_data
+from dylora_moe.data.build import build_data
+from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.settings import DataSettings
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig
 
 __all__ = ["lean_process", "tiny_base", "tiny_rows", "tiny_settings"]
@@ -25,7 +27,7 @@ def tokenizer(tiny_base: Path) -> Any:
 def data(tiny_rows: dict[str, Path], tokenizer: Any) -> DataBundle:
     """18 training and 6 validation rows of each of three domains."""
     datasets = [{"path": str(path), "domain": domain} for domain, path in tiny_rows.items()]
-    return build_data(datasets, tokenizer, max_length=128, validation_split=0.25)
+    return build_data(datasets, tokenizer, DataSettings(max_length=128, validation_split=0.25))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dylora_moe.data.example import Message
-from dylora_moe.data.tokenize import render_prompt
+from dylora_moe.data.templates import render_prompt
 from dylora_moe.evaluate.generate import Answer, generate_answers
 
 ROUTINGS = [

@@ -33,7 +33,7 @@ def command(
         raise click.UsageError("--expert and --base exclude each other.")
     quiet_libraries()
     from dylora_moe.data.example import Message
-    from dylora_moe.data.tokenize import end_token_id
+    from dylora_moe.data.templates import end_token_id
     from dylora_moe.evaluate.generate import generate_answers
     from dylora_moe.evaluate.load import load_run
 

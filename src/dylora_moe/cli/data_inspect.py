@@ -29,7 +29,7 @@ def _inspect(recipe: Path | None, as_json: bool, samples: int, **settings: Any) 
     from dylora_moe.data.build import build_run_data
     from dylora_moe.data.inspect import pick_rows, view_row
     from dylora_moe.data.paths import with_full_paths
-    from dylora_moe.data.tokenize import set_template
+    from dylora_moe.data.templates import set_template
 
     console = consoles(as_json)
     tokenizer = load_tokenizer(config.base_model, progress=console.print)

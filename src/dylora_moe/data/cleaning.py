@@ -42,15 +42,6 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fault:
-    """Why a row goes."""
-
-    reason: Reason
-    detail: str
-    other: tuple[str, int] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cleaned:
     """Places of the rows to go on with, and the rows left out, both in the order of the rows given."""
 
@@ -60,8 +51,11 @@ class Cleaned:
 
 def remove_broken(examples: Sequence[Example]) -> Cleaned:
     """Leave out rows with wrongly decoded text, and answers that are empty or cut off."""
-    found = [find_fault(example) for example in examples]
-    return _sort_out([None if fault is None else _Fault(reason=fault[0], detail=fault[1]) for fault in found])
+    faults: dict[int, Removed] = {}
+    for index, example in enumerate(examples):
+        if found := find_fault(example):
+            faults[index] = Removed(index=index, reason=found[0], detail=found[1])
+    return _sort_out(faults, len(examples))
 
 
 def remove_duplicates(examples: Sequence[Example], *, similarity: float | None = SIMILARITY) -> Cleaned:
@@ -71,17 +65,18 @@ def remove_duplicates(examples: Sequence[Example], *, similarity: float | None =
         examples: All rows among which there shall be no copies.
         similarity: Both prompt and answer must be at least as similar; None for exact copies only.
     """
-    faults: list[_Fault | None] = []
+    faults: dict[int, Removed] = {}
     seen: dict[bytes, int] = {}
     for index, example in enumerate(examples):
         first = seen.setdefault(_digest(example), index)
-        copy = _Fault(reason="duplicate", detail="the same as", other=("", first))
-        faults.append(None if first == index else copy)
+        if first != index:
+            faults[index] = Removed(index=index, reason="duplicate", detail="the same as", other=("", first))
     if similarity is not None:
-        originals = [index for index, fault in enumerate(faults) if fault is None]
+        originals = [index for index in range(len(examples)) if index not in faults]
         for index, other, found in _near_copies(examples, originals, similarity):
-            faults[index] = _Fault(reason="near_duplicate", detail=f"{found:.2f} like", other=("", other))
-    return _sort_out(faults)
+            detail = f"{found:.2f} like"
+            faults[index] = Removed(index=index, reason="near_duplicate", detail=detail, other=("", other))
+    return _sort_out(faults, len(examples))
 
 
 def remove_leaks(
@@ -109,32 +104,28 @@ def remove_leaks(
     exact: dict[bytes, int] = {}
     for place in range(len(others)):
         exact.setdefault(_short_digest(*read(place)), place)
-    faults: list[_Fault | None] = []
-    for example in examples:
+    faults: dict[int, Removed] = {}
+    for index, example in enumerate(examples):
         asked = (exact.get(_short_digest(text)) for text in _all_asked(example))
         place = next((place for place in asked if place is not None), None)
-        faults.append(None if place is None else _Fault(reason="leak", detail="the prompt of", other=others[place]))
+        if place is not None:
+            faults[index] = Removed(index=index, reason="leak", detail="the prompt of", other=others[place])
     if similarity is not None and others:
-        index = SimilarTexts(read, len(others) + len(examples))
+        texts = SimilarTexts(read, len(others) + len(examples))
         allowed = np.arange(len(others) + len(examples)) < len(others)
-        for place, fault in enumerate(faults):
-            if fault is None:
-                found = index.find_earlier(len(others) + place, threshold=similarity, allowed=allowed)
-                if found is not None:
-                    detail = f"prompt {found[1]:.2f} like that of"
-                    faults[place] = _Fault(reason="leak", detail=detail, other=others[found[0]])
-    return _sort_out(faults)
+        for index in range(len(examples)):
+            if index in faults:
+                continue
+            found = texts.find_earlier(len(others) + index, threshold=similarity, allowed=allowed)
+            if found is not None:
+                detail = f"prompt {found[1]:.2f} like that of"
+                faults[index] = Removed(index=index, reason="leak", detail=detail, other=others[found[0]])
+    return _sort_out(faults, len(examples))
 
 
-def _sort_out(faults: Sequence[_Fault | None]) -> Cleaned:
-    return Cleaned(
-        kept=[index for index, fault in enumerate(faults) if fault is None],
-        removed=tuple(
-            Removed(index=index, reason=fault.reason, detail=fault.detail, other=fault.other)
-            for index, fault in enumerate(faults)
-            if fault is not None
-        ),
-    )
+def _sort_out(faults: Mapping[int, Removed], count: int) -> Cleaned:
+    kept = [index for index in range(count) if index not in faults]
+    return Cleaned(kept=kept, removed=tuple(faults[index] for index in sorted(faults)))
 
 
 def _prompt_text(example: Example) -> str:

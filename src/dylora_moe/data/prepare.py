@@ -8,58 +8,33 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.config import DatasetSpec
 from dylora_moe.data.batching import TokenizedRow
+from dylora_moe.data.bundle import COLUMNS, EXAMPLES_FILE, REMOVED_FILE, ROWS_FILE, SUMMARY_FILE
 from dylora_moe.data.example import Example
 from dylora_moe.data.readers import BadRow
 from dylora_moe.data.registry import DataSource
+from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.sources import FoundFormat, SplitExample, draw_rows, read_source
 from dylora_moe.data.splits import LeftOut, Source, Split, as_json, split_domain, take_subsets, without_leaks
-from dylora_moe.data.stored import EXAMPLES, ROWS, Rows, Stored, Writer, open_examples, open_places, open_rows
+from dylora_moe.data.stored import EXAMPLES, ROWS, Stored, Writer, open_examples, open_places
 from dylora_moe.data.summary import DataSummary, DomainSummary, summarise_lengths
-from dylora_moe.data.tokenize import Fitted, Learn, Overlong, check_lengths, fit_to_length, tokenize_examples
+from dylora_moe.data.templates import end_token_id
+from dylora_moe.data.tokenize import Fitted, Tokenized, check_lengths, fit_to_length, tokenize_examples
 from dylora_moe.errors import DataError
 
-REMOVED_FILE = "removed.jsonl"
-_ROWS_FILE, _EXAMPLES_FILE, _SUMMARY_FILE = "rows.arrow", "examples.arrow", "summary.json"
-_COLUMNS = ("lengths", "domains", "sides")
 _CHUNK = 256  # examples tokenised together
 _MANY = 20_000  # examples that take a while to clean
 _SECONDS = 5.0  # between two lines of progress
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSettings:
-    """How data sets become rows; see `build_data`."""
-
-    max_length: int
-    overlong: Overlong
-    learn: Learn
-    validation_split: float
-    training_subset: float | None
-    eval_subset: float | None
-    seed: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Side:
-    """What became of one side of a domain."""
-
-    lengths: list[int] = field(default_factory=list)
-    num_labels: int = 0
-    num_ends: int = 0  # rows that teach where an answer ends
-    num_dropped: int = 0
-    num_cut: int = 0
 
 
 class _Clock:
@@ -107,18 +82,29 @@ def prepare_data(
     Raises:
         DataError: As `build_data`.
     """
-    clock = _Clock(tell)
+    clock, path = _Clock(tell), scratch / EXAMPLES_FILE
     with (result / REMOVED_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         log = _Log(file)
-        examples, sources = _read(specs, registry, settings.seed, scratch / _EXAMPLES_FILE, log, clock)
+        examples, sources = _read(specs, registry, settings.seed, path, log, clock)
         splits = _split(examples, sources, settings, tell)
-        wheres = open_places(scratch / _EXAMPLES_FILE)
+        wheres = open_places(path)
         for domain, split in splits.items():
             for left in split.removed:
                 other = "" if left.other is None else f" {wheres[left.other]}"
                 reason = f"{left.reason}: {left.detail}{other}"
                 log.add(domain, wheres[left.place], examples[left.place], reason)
-        _tokenise(examples, wheres, sources, splits, tokenizer, settings, result, log, clock)
+        with Writer(result / ROWS_FILE, ROWS) as rows, Writer(result / EXAMPLES_FILE, EXAMPLES) as validated:
+            tokeniser = _Tokeniser(
+                examples=examples,
+                wheres=wheres,
+                tokenizer=tokenizer,
+                settings=settings,
+                rows=rows,
+                validated=validated,
+                log=log,
+                clock=clock,
+            )
+            _write_rows(tokeniser, sources, splits, result)
 
 
 def _read(
@@ -179,91 +165,108 @@ def _split(
     }
 
 
-def _tokenise(
-    examples: Stored[Example],
-    wheres: Stored[str],
-    sources: Mapping[str, Sequence[Source]],
-    splits: Mapping[str, Split],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: DataSettings,
-    result: Path,
-    log: _Log,
-    clock: _Clock,
+class _Side:
+    """What became of one side of a domain."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.num_labels = self.num_ends = self.num_dropped = self.num_cut = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, example: Example, row: Tokenized, end_token_ids: Sequence[int]) -> None:
+        self.lengths.append(len(row))
+        self.num_labels += row.num_labels
+        self.num_ends += row.labels[-1] in end_token_ids  # it teaches where an answer ends
+        self.digest.update(as_json(example.messages).encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tokeniser:
+    """Writes examples as rows, and those of validation also as they are."""
+
+    examples: Stored[Example]
+    wheres: Stored[str]
+    tokenizer: PreTrainedTokenizerBase
+    settings: DataSettings
+    rows: Writer
+    validated: Writer
+    log: _Log
+    clock: _Clock
+
+    def write(self, domain: str, index: int, places: Sequence[int], *, is_validation: bool) -> _Side:
+        """Write the examples at these places as rows of domain number `index`."""
+        side = _Side()
+        for start in range(0, len(places), _CHUNK):
+            chunk = places[start : start + _CHUNK]
+            examples = list(self.examples.take(chunk))
+            tokenized = tokenize_examples(examples, self.tokenizer, learn=self.settings.learn)
+            fitted = self._fit(tokenized.rows)
+            for number, row in fitted.rows:
+                self.rows.add_row(TokenizedRow(input_ids=row.input_ids, labels=row.labels, domain=index))
+                side.add(examples[number], row, tokenized.end_token_ids)
+                if is_validation:
+                    self.validated.add_example(examples[number])
+            side.num_dropped += fitted.num_dropped
+            side.num_cut += fitted.num_cut
+            for number in sorted(set(range(len(chunk))) - {number for number, _ in fitted.rows}):
+                reason = f"overlong: {len(tokenized.rows[number])} tokens, max_length is {self.settings.max_length}"
+                self.log.add(domain, self.wheres[chunk[number]], examples[number], reason)
+            self.clock.tick("tokenising: {} rows", len(self.rows))
+        return side
+
+    def _fit(self, rows: Sequence[Tokenized]) -> Fitted:
+        if self.settings.overlong == "error":  # once all rows are there, as the error tells what fits them all
+            return Fitted(rows=tuple(enumerate(rows)))
+        return fit_to_length(rows, max_length=self.settings.max_length, overlong=self.settings.overlong)
+
+
+def _write_rows(
+    tokeniser: _Tokeniser, sources: Mapping[str, Sequence[Source]], splits: Mapping[str, Split], result: Path
 ) -> None:
-    """Write the rows of all domains, each domain's training rows first, with their validation examples."""
-    total = sum(len(split.train) + len(split.validation) for split in splits.values())
-    all_lengths: list[int] = []
-    written: list[tuple[int, int, int]] = []  # length, domain and side of each row
+    """Rows of all domains, each domain's training rows first; their columns, and a summary."""
+    settings = tokeniser.settings
     summaries: list[DomainSummary] = []
-    end_token_ids: set[int] = set()
-    with Writer(result / _ROWS_FILE, ROWS) as rows, Writer(result / _EXAMPLES_FILE, EXAMPLES) as validated:
-        for index, (domain, split) in enumerate(splits.items()):
-            sides = (_Side(), _Side())
-            digest = hashlib.sha256()
-            for number, (side, places) in enumerate(zip(sides, (split.train, split.validation), strict=True)):
-                digest.update(f"side {number}".encode())
-                for start in range(0, len(places), _CHUNK):
-                    chunk = list(examples.take(places[start : start + _CHUNK]))
-                    tokenized = tokenize_examples(chunk, tokenizer, learn=settings.learn)
-                    end_token_ids.update(tokenized.end_token_ids)
-                    all_lengths += [len(row) for row in tokenized.rows]
-                    # Too long a row stops below, where the lengths of all rows are known.
-                    fitted = (
-                        Fitted(rows=tuple(enumerate(tokenized.rows)))
-                        if settings.overlong == "error"
-                        else fit_to_length(tokenized.rows, max_length=settings.max_length, overlong=settings.overlong)
-                    )
-                    for place, row in fitted.rows:
-                        rows.add_row(TokenizedRow(input_ids=row.input_ids, labels=row.labels, domain=index))
-                        written.append((len(row), index, number))
-                        side.lengths.append(len(row))
-                        side.num_labels += row.num_labels
-                        side.num_ends += row.labels[-1] in tokenized.end_token_ids
-                        digest.update(as_json(chunk[place].messages).encode())
-                        if number:
-                            validated.add_example(chunk[place])
-                    side.num_dropped += fitted.num_dropped
-                    side.num_cut += fitted.num_cut
-                    for place in sorted(set(range(len(chunk))) - {place for place, _ in fitted.rows}):
-                        length = len(tokenized.rows[place])
-                        reason = f"overlong: {length} tokens, max_length is {settings.max_length}"
-                        log.add(domain, wheres[places[start + place]], chunk[place], reason)
-                    clock.tick(f"tokenising: {{}} of {total:,} examples", len(all_lengths))
-            _check_sides(domain, sides, split, settings.max_length)
-            summaries.append(_summarise(domain, sources[domain], split, *sides, digest.hexdigest()))
+    written: list[tuple[int, int, _Side]] = []  # domain, 0 for training or 1 for validation, and the rows
+    for index, (domain, split) in enumerate(splits.items()):
+        train = tokeniser.write(domain, index, split.train, is_validation=False)
+        validation = tokeniser.write(domain, index, split.validation, is_validation=True)
+        _check_side(domain, "training", train, split.train, split, settings.max_length)
+        _check_side(domain, "validation", validation, split.validation, split, settings.max_length)
+        summaries.append(_summarise(domain, sources[domain], split, train, validation))
+        written += [(index, 0, train), (index, 1, validation)]
+    lengths = np.array([length for _, _, side in written for length in side.lengths], dtype=np.int32)
     if settings.overlong == "error":
-        check_lengths(all_lengths, settings.max_length)
-    for name, column in zip(_COLUMNS, np.array(written, dtype=np.int32).T, strict=True):
+        check_lengths(lengths.tolist(), settings.max_length)
+    counts = [len(side.lengths) for _, _, side in written]
+    marks = np.repeat(np.array([mark for *mark, _ in written], dtype=np.int32), counts, axis=0)
+    for name, column in zip(COLUMNS, (lengths, *marks.T), strict=True):
         np.save(result / f"{name}.npy", column, allow_pickle=False)
     summary = DataSummary(
         domains=tuple(summaries),
         seed=settings.seed,
         max_length=settings.max_length,
-        end_token_ids=tuple(sorted(end_token_ids)),
+        end_token_ids=(end_token_id(tokeniser.tokenizer),),
     )
-    (result / _SUMMARY_FILE).write_text(json.dumps(asdict(summary)), encoding="utf-8")
+    (result / SUMMARY_FILE).write_text(json.dumps(asdict(summary)), encoding="utf-8")
 
 
-def _check_sides(domain: str, sides: tuple[_Side, _Side], split: Split, max_length: int) -> None:
-    for name, side, places in zip(("training", "validation"), sides, (split.train, split.validation), strict=True):
-        if side.num_ends:
-            continue
-        if side.lengths:
-            raise DataError(
-                f"Domain {domain!r} must have {name} rows that teach where an answer ends, got none of "
-                f"{len(side.lengths)}: all are cut at max_length={max_length} tokens. Raise it, or set overlong: drop."
-            )
-        if places:
-            found = f"none of {len(places)} within max_length={max_length}. Raise max_length"
-        else:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in _count_reasons(split.removed).items())
-            found = f"none after cleaning, which left out {reasons or 'no row'}. Mend these rows"
-        raise DataError(f"Domain {domain!r} must have at least one {name} row, got {found}, add rows, or leave it out.")
+def _check_side(domain: str, name: str, side: _Side, places: Sequence[int], split: Split, max_length: int) -> None:
+    if side.num_ends:
+        return
+    if side.lengths:
+        raise DataError(
+            f"Domain {domain!r} must have {name} rows that teach where an answer ends, got none of "
+            f"{len(side.lengths)}: all are cut at max_length={max_length} tokens. Raise it, or set overlong: drop."
+        )
+    if places:
+        found = f"none of {len(places)} within max_length={max_length}. Raise max_length"
+    else:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in _count_reasons(split.removed).items())
+        found = f"none after cleaning, which left out {reasons or 'no row'}. Mend these rows"
+    raise DataError(f"Domain {domain!r} must have at least one {name} row, got {found}, add rows, or leave it out.")
 
 
-def _summarise(
-    domain: str, sources: Sequence[Source], split: Split, train: _Side, validation: _Side, sha256: str
-) -> DomainSummary:
+def _summarise(domain: str, sources: Sequence[Source], split: Split, train: _Side, validation: _Side) -> DomainSummary:
     records = [source.record for source in sources]
     return DomainSummary(
         domain=domain,
@@ -282,7 +285,7 @@ def _summarise(
         num_overlong=train.num_dropped + validation.num_dropped,
         num_cut=train.num_cut + validation.num_cut,
         num_bad_rows=sum(record.num_bad_rows for record in records),
-        sha256=sha256,
+        sha256=hashlib.sha256(train.digest.digest() + validation.digest.digest()).hexdigest(),
     )
 
 
@@ -292,35 +295,3 @@ def _count_reasons(removed: Sequence[LeftOut]) -> dict[str, int]:
 
 def _describe(found: FoundFormat) -> str:
     return f"{found.format} ({'given' if found.given else 'by columns ' + ', '.join(found.columns)})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What a folder of `prepare_data` holds: training rows, validation rows and examples by domain, a summary."""
-
-    train: Rows
-    validation: dict[str, Rows]
-    validation_examples: dict[str, Stored[Example]]
-    summary: DataSummary
-
-
-def open_prepared(folder: Path) -> Prepared:
-    """Read a folder that `prepare_data` filled; its rows are read when they are asked for."""
-    rows, examples = open_rows(folder / _ROWS_FILE), open_examples(folder / _EXAMPLES_FILE)
-    lengths, domains, sides = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in _COLUMNS)
-    summary = TypeAdapter(DataSummary).validate_json((folder / _SUMMARY_FILE).read_bytes())
-
-    def choose(chosen: Any) -> Rows:
-        places = np.flatnonzero(chosen)
-        return Rows(rows.take(places), lengths[places], domains[places])
-
-    validated = domains[sides == 1]
-    names = [domain.domain for domain in summary.domains]
-    return Prepared(
-        train=choose(sides == 0),
-        validation={name: choose((sides == 1) & (domains == index)) for index, name in enumerate(names)},
-        validation_examples={
-            name: examples.take(np.flatnonzero(validated == index)) for index, name in enumerate(names)
-        },
-        summary=summary,
-    )

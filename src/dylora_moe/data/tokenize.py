@@ -4,32 +4,21 @@ A prompt is tokenised exactly as it will be at generation, and an answer on its 
 border between the two is the same in training and in use.
 """
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dylora_moe.data.example import Example, Message
+from dylora_moe.data.example import Example
+from dylora_moe.data.templates import Ending, ensure_template, find_ending, render, render_prompt
 from dylora_moe.errors import DataError
 
 Learn = Literal["answers", "last_answer", "all"]
 Overlong = Literal["error", "drop", "truncate", "split"]
 
 IGNORED = -100  # the label that torch's cross_entropy leaves out by default
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{{ '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
-)
-_BOS = "{{ bos_token }}"
-_PROBE = "Answer42"
 # What has no prompt is routed by its first tokens, as many as `RoutingConfig.prefix_tokens`: none may be learned that
 # had a say in which expert predicts it.
 UNLEARNED_START = 16
@@ -94,76 +83,6 @@ class TokenizedSet:
     end_token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ending:
-    """What a template writes after an answer: all of it, the part that is learned, and the end token."""
-
-    text: str
-    learned: str
-    token: str
-    token_id: int
-
-
-def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give a tokenizer without a chat template our plain one, to be saved with it; return the template.
-
-    The plain template begins with BOS where the tokenizer puts one before plain text, as the base was
-    trained that way.
-
-    Raises:
-        DataError: The tokenizer has neither a template nor an EOS token to end an answer with.
-    """
-    if tokenizer.chat_template is None:
-        if tokenizer.eos_token is None:
-            raise DataError(
-                "A tokenizer without a chat template must have an eos_token to end answers with, got none. "
-                "Set tokenizer.eos_token or tokenizer.chat_template."
-            )
-        tokenizer.chat_template = (_BOS if _puts_bos(tokenizer) else "") + PLAIN_TEMPLATE
-    return tokenizer.get_chat_template()
-
-
-def set_template(tokenizer: PreTrainedTokenizerBase, choice: str | None) -> None:
-    """Give a tokenizer the chat template that was chosen.
-
-    Args:
-        tokenizer: Of the base.
-        choice: `plain` for ours, a file that holds one, or None for the tokenizer's own if it has one.
-
-    Raises:
-        DataError: The file cannot be read, or holds nothing.
-    """
-    if choice == "plain":
-        tokenizer.chat_template = None
-    elif choice is not None:
-        try:
-            text = Path(choice).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"chat_template must be plain or a file of UTF-8 text, got {choice!r}: {error}.") from error
-        if not text.strip():
-            raise DataError(f"chat_template must be plain or a file that holds a template, {choice} is empty.")
-        tokenizer.chat_template = text
-    ensure_template(tokenizer)
-
-
-def _puts_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("x").input_ids[:1] == [bos]
-
-
-def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that a model answers: what training and generation both put before the answer.
-
-    Its ids are `tokenizer(text, add_special_tokens=False)`: the template has set the special tokens already.
-    """
-    return _render(messages, tokenizer, for_generation=True)
-
-
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, for_generation: bool) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=for_generation))
-
-
 def tokenize_examples(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, learn: Learn = "last_answer"
 ) -> TokenizedSet:
@@ -179,7 +98,7 @@ def tokenize_examples(
         DataError: The template fails, does not go on where the prompt ends, or no end token is known.
     """
     ensure_template(tokenizer)
-    ending = _find_ending(tokenizer)
+    ending = find_ending(tokenizer)
     if not examples:
         return TokenizedSet(rows=(), end_token_ids=(ending.token_id,))
     conversations = [_pieces(example, tokenizer, ending, learn) for example in examples]
@@ -230,51 +149,7 @@ def _without_start(row: Tokenized) -> Tokenized:
     return Tokenized(input_ids=row.input_ids, labels=labels)
 
 
-def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer under the tokenizer's chat template.
-
-    Raises:
-        DataError: The template cannot render a question and an answer, or nothing ends an answer.
-    """
-    return _find_ending(tokenizer).token_id
-
-
-def _find_ending(tokenizer: PreTrainedTokenizerBase) -> _Ending:
-    """Ask the template, with a made-up answer, what comes after an answer.
-
-    The end is the first special token there: some templates put more behind the end of the turn.
-    """
-    turns = [Message(role="user", content="Question"), Message(role="assistant", content=_PROBE)]
-    try:
-        whole = _render(turns, tokenizer, for_generation=False)
-    except Exception as error:  # templates raise jinja2's errors, or Python's own from their expressions
-        raise DataError(f"The chat template must render a question and an answer, got: {error}.") from error
-    before, _, after = whole.rpartition(_PROBE)
-    if not before:
-        raise DataError(f"The chat template must keep the answer as it is, got {whole[-200:]!r}. Mend it.")
-    end = _special_tokens(tokenizer).search(after)
-    token = end.group() if end else tokenizer.eos_token
-    if token is None:
-        raise DataError(
-            "An answer must end in a special token, but the chat template writes none and the tokenizer has "
-            "no eos_token. Set one of them."
-        )
-    return _Ending(
-        text=after,
-        learned=after[: end.start()] if end else after.rstrip(),
-        token=str(token),
-        token_id=cast(int, tokenizer.convert_tokens_to_ids(str(token))),
-    )
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """A pattern for every special token, the longest first where one begins another."""
-    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    texts.update(tokenizer.all_special_tokens)
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
-
-
-def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, ending: _Ending, learn: Learn) -> list[_Piece]:
+def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, ending: Ending, learn: Learn) -> list[_Piece]:
     """The conversation as the template writes it, cut at the borders of its answers."""
     turns = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     pieces: list[_Piece] = []
@@ -296,14 +171,14 @@ def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, ending: _Endin
 
 
 def _prompt_and_answer(
-    example: Example, turn: int, tokenizer: PreTrainedTokenizerBase, ending: _Ending
+    example: Example, turn: int, tokenizer: PreTrainedTokenizerBase, ending: Ending
 ) -> tuple[str, str]:
     """The rendered messages before an assistant's turn, and the turn's text without what ends it."""
     answer = example.messages[turn].content
     try:
         prompt = render_prompt(example.messages[:turn], tokenizer)
-        whole = _render(example.messages[: turn + 1], tokenizer, for_generation=False)
-    except Exception as error:  # as in _find_ending
+        whole = render(example.messages[: turn + 1], tokenizer, for_generation=False)
+    except Exception as error:  # as in find_ending
         raise DataError(f"{_name(example)}: the chat template refuses it ({error}).") from error
     if not whole.startswith(prompt):
         raise DataError(

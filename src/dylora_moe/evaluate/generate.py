@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.example import Message
-from dylora_moe.data.tokenize import render_prompt
+from dylora_moe.data.templates import render_prompt
 from dylora_moe.tuner import Decision, DyLoraModel
 
 

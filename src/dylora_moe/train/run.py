@@ -18,7 +18,7 @@ from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sampler import make_sampler
 from dylora_moe.data.sources import check_path, parse_dataset_spec
-from dylora_moe.data.tokenize import set_template
+from dylora_moe.data.templates import set_template
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.load import read_config
@@ -220,7 +220,7 @@ def _answers(session: Session) -> list[Answer]:
         session.base.tokenizer,
         [examples[0].prompt for examples in session.data.validation_examples.values()],
         max_new_tokens=session.config.sample_tokens,
-        end_token_ids=session.data.end_token_ids,
+        end_token_ids=session.data.summary.end_token_ids,
     )
 
 
