@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.data.build import DataBundle, build_run_data
+from dylora_moe.data.build import build_run_data
+from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.stored import Rows
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train.run import Session, build_model, train

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.data.build import DataBundle
+from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.tokenize import IGNORED
 
 # Tokens before a token that decide how it is written: a space at its start, or the first bytes of its character.

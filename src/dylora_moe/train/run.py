@@ -13,7 +13,8 @@ from transformers import TrainingArguments, set_seed
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
-from dylora_moe.data.build import DataBundle, build_run_data
+from dylora_moe.data.build import build_run_data
+from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sampler import make_sampler
