@@ -132,7 +132,7 @@ def test_whole_answers_stay(answer):
 def test_broken_rows_are_removed_with_place_and_reason():
     rows = [example("one"), example("two", "<nooutput>"), example("three"), example("four", "```python\nx = 1")]
     cleaned = remove_broken(rows)
-    assert cleaned.kept == [0, 2]
+    assert cleaned.kept.tolist() == [0, 2]
     assert cleaned.removed == (
         Removed(index=1, reason="empty", detail="the placeholder <nooutput>"),
         Removed(index=3, reason="truncated", detail="a code block is not closed"),
@@ -144,7 +144,7 @@ def test_copies_and_near_copies_are_removed_and_the_first_stays():
     other = "Explain in two sentences what a hash table is and when it is slower than a sorted list"
     rows = [example(LONG), example(other, "A table."), example(LONG), example(LONG + "!"), example(other, "A list.")]
     cleaned = remove_duplicates(rows)
-    assert cleaned.kept == [0, 1, 4]
+    assert cleaned.kept.tolist() == [0, 1, 4]
     assert [(row.index, row.reason, row.detail, row.other) for row in cleaned.removed] == [
         (2, "duplicate", "the same as", ("", 0)),
         (3, "near_duplicate", "1.00 like", ("", 0)),
@@ -179,13 +179,13 @@ def test_prompts_of_other_parts_leak_whatever_their_answer_and_domain():
         example("What does the word melancholy mean, and who used it first?"),
     ]
     cleaned = remove_leaks(rows, held_out)
-    assert cleaned.kept == [1, 4]
+    assert cleaned.kept.tolist() == [1, 4]
     assert [(row.index, row.reason) for row in cleaned.removed] == [(0, "leak"), (2, "leak"), (3, "leak")]
     details = [row.detail for row in cleaned.removed]
     assert [row.other for row in cleaned.removed] == [("validation", 0), ("validation", 1), ("test", 0)]
     assert details[0] == "the prompt of" and details[1].endswith(" like that of")
     assert [row.index for row in remove_leaks(rows, held_out, similarity=None).removed] == [0]
-    assert remove_leaks(rows, {"validation": []}).kept == list(range(5))
+    assert remove_leaks(rows, {"validation": []}).kept.tolist() == list(range(5))
 
 
 def test_a_prompt_that_is_asked_within_a_training_conversation_leaks():
@@ -220,7 +220,7 @@ def test_texts_without_a_prompt_leak_by_their_text():
     cleaned = remove_leaks(
         rows, {"test": [example("", first.replace("moon", "sun").replace("mat", "roof")), example("Why?", second)]}
     )
-    assert cleaned.removed == () and cleaned.kept == [0, 1]
+    assert cleaned.removed == () and cleaned.kept.tolist() == [0, 1]
     cleaned = remove_leaks(rows, {"test": [example("", second)]})
     assert [row.index for row in cleaned.removed] == [1]
 
@@ -228,7 +228,8 @@ def test_texts_without_a_prompt_leak_by_their_text():
 def test_cleaning_again_changes_nothing():
     rows = [example(f"{LONG} number {index % 7}", f"{ANSWER}  # {index % 5}") for index in range(60)]
     first = remove_duplicates(rows)
-    assert first == remove_duplicates(rows)
+    again = remove_duplicates(rows)
+    assert first.removed == again.removed and first.kept.tolist() == again.kept.tolist()
     assert remove_duplicates([rows[index] for index in first.kept]).removed == ()
 
 

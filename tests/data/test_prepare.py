@@ -222,7 +222,7 @@ print(len(data.train) + sum(map(len, data.validation.values())), int(data.train.
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 def test_two_gigabytes_are_prepared_in_bounded_memory(tmp_path, own_cache):
-    """About 40 minutes. Copies and rows of other kinds are among them, as in real data."""
+    """About 50 minutes. Copies and rows of other kinds are among them, as in real data."""
     path, size, count = tmp_path / "rows.jsonl", 0, 0
     draw = random.Random(0)
     with path.open("w") as file:

@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from dylora_moe.data.similarity import SimilarTexts, shingles
@@ -15,9 +14,12 @@ def index_of(texts):
 
 
 def earlier(texts, *, threshold=0.8):
-    index, everything = index_of(texts), np.ones(len(texts), dtype=np.bool_)
-    found = [index.find_earlier(place, threshold=threshold, allowed=everything) for place in range(len(texts))]
-    return [None if pair is None else pair[0] for pair in found]
+    """For each text the most similar one before it."""
+    index, found = index_of(texts), [None] * len(texts)
+    for place, others in index.candidates(threshold=threshold):
+        if pair := index.most_similar(place, others, threshold=threshold):
+            found[place] = pair[0]
+    return found
 
 
 def text_of(seed, length=40):
@@ -105,16 +107,35 @@ def test_equal_rare_words_alone_make_no_copies():
 def test_every_part_must_be_similar():
     pairs = [(text_of(0), text_of(1)), (text_of(0), text_of(2)), (text_of(0) + " more", text_of(1) + " more")]
     index = SimilarTexts(lambda place: pairs[place], 3)
-    everything = np.ones(3, dtype=np.bool_)
     assert index.similarity(0, 1) == 0
-    assert index.find_earlier(1, threshold=0.8, allowed=everything) is None
-    found = index.find_earlier(2, threshold=0.8, allowed=everything)
-    assert found is not None and found[0] == 0
+    assert list(index.candidates(threshold=0.8)) == [(2, [0])]
+    found = index.most_similar(2, [0, 1], threshold=0.8)
+    assert found == (0, index.similarity(0, 2)) and found[1] > 0.9
 
 
-def test_only_allowed_texts_are_found():
-    texts = [text_of(0), text_of(0), text_of(0)]
-    assert index_of(texts).find_earlier(2, threshold=0.8, allowed=np.array([False, True, True])) == (1, 1.0)
+def test_texts_may_be_compared_with_the_first_ones_alone():
+    texts = [text_of(0), text_of(1), text_of(1), text_of(0), text_of(1)]
+    assert list(index_of(texts).candidates(threshold=0.8)) == [(2, [1]), (3, [0]), (4, [1, 2])]
+    assert list(index_of(texts).candidates(threshold=0.8, among_first=2)) == [(2, [1]), (3, [0]), (4, [1])]
+
+
+def test_the_most_similar_is_the_first_of_equals_or_none():
+    words = text_of(0).split()
+    texts = [" ".join(words), " ".join([*words[:-1], "x"]), " ".join([*words[:-1], "x"]), " ".join(words), text_of(1)]
+    index = index_of(texts)
+    assert index.most_similar(2, [0, 1], threshold=0.8) == (1, 1.0)
+    assert index.most_similar(3, [0, 1, 2], threshold=0.8) == (0, 1.0)
+    assert index.most_similar(4, [0, 1], threshold=0.8) is None and index.most_similar(0, [], threshold=0.8) is None
+
+
+def test_of_very_many_copies_each_is_found(tmp_path):
+    """And nothing stays in the scratch folder."""
+    groups, size = 120, 25
+    texts = [f"{text_of(number % groups)} {number}" for number in range(groups * size)]
+    pairs = list(index_of(texts).candidates(threshold=0.8, scratch=tmp_path))
+    assert [text for text, _ in pairs] == list(range(groups, groups * size))
+    assert all(others[0] == text % groups for text, others in pairs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_texts_and_texts_without_words_are_no_problem():

@@ -7,6 +7,10 @@ from dylora_moe.data.example import Example, Message, instruction_example
 from dylora_moe.data.splits import split_by_prompt
 
 
+def sides(examples, fraction, seed):
+    return [side.tolist() for side in split_by_prompt(examples, fraction=fraction, seed=seed)]
+
+
 @given(
     prompts=st.lists(st.integers(0, 12), min_size=2, max_size=60).filter(lambda items: len(set(items)) > 1),
     fraction=st.floats(0.01, 0.99),
@@ -17,12 +21,12 @@ def test_a_split_shares_no_prompt_and_loses_no_row(prompts, fraction, seed):
     examples = [
         instruction_example(f"p{prompt}", f"a{index}", domain="d", source="s") for index, prompt in enumerate(prompts)
     ]
-    train, validation = split_by_prompt(examples, fraction=fraction, seed=seed)
+    train, validation = sides(examples, fraction, seed)
     assert train and validation
     assert not {examples[place].prompt for place in train} & {examples[place].prompt for place in validation}
     assert sorted(train + validation) == list(range(len(examples)))
     assert train == sorted(train) and validation == sorted(validation)
-    backwards = split_by_prompt(examples[::-1], fraction=fraction, seed=seed)
+    backwards = sides(examples[::-1], fraction, seed)
     assert [{len(examples) - 1 - place for place in side} for side in backwards] == [set(train), set(validation)]
 
 

@@ -1,5 +1,6 @@
 """Labels are the answer and its end token, nothing else, for every kind of template."""
 
+import numpy as np
 import pytest
 from tests.data.chat_templates import BARE, CHATML, MORE_BEHIND, NO_END, example, make_tokenizer
 
@@ -199,4 +200,4 @@ def test_what_is_cut_keeps_its_labels_and_is_left_out_without_any():
 
 @pytest.mark.parametrize(("fraction", "value"), [(0.01, 1), (0.5, 2), (0.75, 3), (0.76, 4), (0.99, 4), (1.0, 4)])
 def test_a_quantile_is_a_value_that_covers_the_fraction(fraction, value):
-    assert quantile([1, 2, 3, 4], fraction) == value
+    assert quantile(np.array([1, 2, 3, 4]), fraction) == value

@@ -11,9 +11,12 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dylora_moe.data.example import Example, Message
 from dylora_moe.data.similarity import SimilarTexts
@@ -45,7 +48,7 @@ class Removed:
 class Cleaned:
     """Places of the rows to go on with, and the rows left out, both in the order of the rows given."""
 
-    kept: list[int]
+    kept: NDArray[np.int64]
     removed: tuple[Removed, ...]
 
 
@@ -58,22 +61,25 @@ def remove_broken(examples: Sequence[Example]) -> Cleaned:
     return _sort_out(faults, len(examples))
 
 
-def remove_duplicates(examples: Sequence[Example], *, similarity: float | None = SIMILARITY) -> Cleaned:
+def remove_duplicates(
+    examples: Sequence[Example], *, similarity: float | None = SIMILARITY, scratch: Path | None = None
+) -> Cleaned:
     """Leave out rows that an earlier row repeats, word for word or nearly; equal prompts may have several answers.
 
     Args:
         examples: All rows among which there shall be no copies.
         similarity: Both prompt and answer must be at least as similar; None for exact copies only.
+        scratch: Folder for files that are removed again; the system's own if None.
     """
     faults: dict[int, Removed] = {}
-    seen: dict[bytes, int] = {}
-    for index, example in enumerate(examples):
-        first = seen.setdefault(_digest(example), index)
-        if first != index:
+    firsts = _first_equal(np.fromiter(map(_digest, examples), dtype=np.uint64, count=len(examples)))
+    for index in np.flatnonzero(firsts != np.arange(len(firsts))).tolist():
+        first = int(firsts[index])
+        if examples[index].messages == examples[first].messages:
             faults[index] = Removed(index=index, reason="duplicate", detail="the same as", other=("", first))
     if similarity is not None:
-        originals = [index for index in range(len(examples)) if index not in faults]
-        for index, other, found in _near_copies(examples, originals, similarity):
+        originals = _without(faults, len(examples))
+        for index, other, found in _near_copies(examples, originals, similarity, scratch):
             detail = f"{found:.2f} like"
             faults[index] = Removed(index=index, reason="near_duplicate", detail=detail, other=("", other))
     return _sort_out(faults, len(examples))
@@ -84,6 +90,7 @@ def remove_leaks(
     held_out: Mapping[str, Sequence[Example]],
     *,
     similarity: float | None = SIMILARITY,
+    scratch: Path | None = None,
 ) -> Cleaned:
     """Leave out rows whose prompt a held-out row has, word for word or nearly, whatever its answer or domain.
 
@@ -91,41 +98,61 @@ def remove_leaks(
         examples: Training rows.
         held_out: Name of a part, such as `validation` -> its rows.
         similarity: Of the prompts, at least; None for equal prompts only.
+        scratch: Folder for files that are removed again; the system's own if None.
     """
-    others = [(name, index) for name, rows in held_out.items() for index in range(len(rows))]
+    starts = dict(zip(held_out, accumulate(map(len, held_out.values()), initial=0), strict=False))
+    num_others = sum(map(len, held_out.values()))
+
+    def name(place: int) -> tuple[str, int]:
+        part = next(part for part in reversed(starts) if starts[part] <= place)
+        return part, place - starts[part]
 
     def read(place: int) -> tuple[str]:
         """The prompt of a row, the held-out ones first."""
-        if place >= len(others):
-            return (_asked(examples[place - len(others)]),)
-        name, index = others[place]
-        return (_asked(held_out[name][index]),)
+        if place >= num_others:
+            return (_asked(examples[place - num_others]),)
+        part, index = name(place)
+        return (_asked(held_out[part][index]),)
 
-    exact: dict[bytes, int] = {}
-    for place in range(len(others)):
-        exact.setdefault(_short_digest(*read(place)), place)
     faults: dict[int, Removed] = {}
+    digests = np.fromiter((_short_digest(*read(place)) for place in range(num_others)), np.uint64, num_others)
+    digests, places = np.unique(digests, return_index=True)
     for index, example in enumerate(examples):
-        asked = (exact.get(_short_digest(text)) for text in _all_asked(example))
-        place = next((place for place in asked if place is not None), None)
-        if place is not None:
-            faults[index] = Removed(index=index, reason="leak", detail="the prompt of", other=others[place])
-    if similarity is not None and others:
-        texts = SimilarTexts(read, len(others) + len(examples))
-        allowed = np.arange(len(others) + len(examples)) < len(others)
-        for index in range(len(examples)):
-            if index in faults:
-                continue
-            found = texts.find_earlier(len(others) + index, threshold=similarity, allowed=allowed)
-            if found is not None:
+        for text in _all_asked(example):
+            digest = _short_digest(text)
+            at = int(np.searchsorted(digests, np.uint64(digest)))
+            if at < len(digests) and digests[at] == digest and read(place := int(places[at])) == (text,):
+                faults[index] = Removed(index=index, reason="leak", detail="the prompt of", other=name(place))
+                break
+    if similarity is not None and num_others:
+        texts = SimilarTexts(read, num_others + len(examples))
+        for place, others in texts.candidates(threshold=similarity, among_first=num_others, scratch=scratch):
+            index = place - num_others
+            if index not in faults and (found := texts.most_similar(place, others, threshold=similarity)):
                 detail = f"prompt {found[1]:.2f} like that of"
-                faults[index] = Removed(index=index, reason="leak", detail=detail, other=others[found[0]])
+                faults[index] = Removed(index=index, reason="leak", detail=detail, other=name(found[0]))
     return _sort_out(faults, len(examples))
 
 
 def _sort_out(faults: Mapping[int, Removed], count: int) -> Cleaned:
-    kept = [index for index in range(count) if index not in faults]
-    return Cleaned(kept=kept, removed=tuple(faults[index] for index in sorted(faults)))
+    return Cleaned(kept=_without(faults, count), removed=tuple(faults[index] for index in sorted(faults)))
+
+
+def _without(faults: Mapping[int, Removed], count: int) -> NDArray[np.int64]:
+    """Places of the rows without fault."""
+    kept = np.ones(count, dtype=np.bool_)
+    kept[list(faults)] = False
+    return np.flatnonzero(kept)
+
+
+def _first_equal(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each value the place of the first that is equal."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
+    firsts = np.empty_like(order)
+    firsts[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
+    return firsts
 
 
 def _prompt_text(example: Example) -> str:
@@ -151,37 +178,35 @@ def _all_asked(example: Example) -> Iterator[str]:
             yield text
 
 
-def _digest(example: Example) -> bytes:
+def _digest(example: Example) -> int:
     return _short_digest(*(part for message in example.messages for part in (message.role, message.content)))
 
 
-def _short_digest(*texts: str) -> bytes:
-    """16 bytes that tell texts apart: that two of a billion are equal by chance has a probability of 10^-21."""
-    digest = hashlib.blake2b(digest_size=16)
+def _short_digest(*texts: str) -> int:
+    """64 bits: texts of which they differ differ, and those of which they do not are to be compared."""
+    digest = hashlib.blake2b(digest_size=8)
     for text in texts:
         content = text.encode()
         digest.update(f"{len(content)} ".encode() + content)
-    return digest.digest()
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _near_copies(
-    examples: Sequence[Example], originals: Sequence[int], similarity: float
-) -> list[tuple[int, int, float]]:
+    examples: Sequence[Example], originals: NDArray[np.int64], similarity: float, scratch: Path | None
+) -> Iterator[tuple[int, int, float]]:
     """(row, earlier row that stays, similarity) of the rows that are nearly copies."""
 
     def read(place: int) -> tuple[str, str]:
-        example = examples[originals[place]]
+        example = examples[int(originals[place])]
         return _prompt_text(example), example.answer
 
     texts = SimilarTexts(read, len(originals))
     stays = np.ones(len(originals), dtype=np.bool_)
-    copies = []
-    for place, index in enumerate(originals):
-        found = texts.find_earlier(place, threshold=similarity, allowed=stays)
-        if found is not None:
+    for place, others in texts.candidates(threshold=similarity, scratch=scratch):
+        staying = [other for other in others if stays[other]]
+        if found := texts.most_similar(place, staying, threshold=similarity):
             stays[place] = False
-            copies.append((index, originals[found[0]], found[1]))
-    return copies
+            yield int(originals[place]), int(originals[found[0]]), found[1]
 
 
 def find_fault(example: Example) -> tuple[Reason, str] | None:

@@ -1,11 +1,12 @@
 """Data sets of a recipe -> a folder with tokenised rows, their validation examples, what was left out, and a summary.
 
-Reads, cleans, splits and tokenises one example after the other: less than 1 kB is held in memory for each.
+Reads, cleans, splits and tokenises one example after the other: about 100 bytes are held in memory for each.
 """
 
 import hashlib
 import json
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from dylora_moe.data.readers import BadRow
 from dylora_moe.data.registry import DataSource
 from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.sources import FoundFormat, SplitExample, draw_rows, read_source
-from dylora_moe.data.splits import LeftOut, Source, Split, as_json, split_domain, take_subsets, without_leaks
+from dylora_moe.data.splits import LeftOut, Places, Source, Split, as_json, split_domain, take_subsets, without_leaks
 from dylora_moe.data.stored import EXAMPLES, ROWS, Stored, Writer, open_examples, open_places
 from dylora_moe.data.summary import DataSummary, DomainSummary, summarise_lengths
 from dylora_moe.data.templates import end_token_id
@@ -86,7 +87,7 @@ def prepare_data(
     with (result / REMOVED_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         log = _Log(file)
         examples, sources = _read(specs, registry, settings.seed, path, log, clock)
-        splits = _split(examples, sources, settings, tell)
+        splits = _split(examples, sources, settings, scratch, tell)
         wheres = open_places(path)
         for domain, split in splits.items():
             for left in split.removed:
@@ -130,7 +131,7 @@ def _read(
 def _read_one(
     spec: DatasetSpec, registry: Mapping[str, DataSource], seed: int, writer: Writer, log: _Log, clock: _Clock
 ) -> Source:
-    places: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    places = {split: array("q") for split in ("train", "validation", "test")}
     num_unused = 0
 
     def add(item: SplitExample) -> None:
@@ -143,25 +144,28 @@ def _read_one(
         clock.tick("reading: {} examples", len(writer))
 
     record = read_source(spec, seed=seed, registry=registry, add=add, on_bad=log.add_bad)
-    train = places["train"]
-    chosen = train if record.is_synthetic else [train[index] for index in draw_rows(spec, len(train), seed=seed)]
-    return Source(
-        record=record, train=chosen, validation=places["validation"], test=places["test"], num_unused=num_unused
-    )
+    train, validation, test = (np.array(found, dtype=np.int64) for found in places.values())
+    if not record.is_synthetic:
+        train = train[draw_rows(spec, len(train), seed=seed)]
+    return Source(record=record, train=train, validation=validation, test=test, num_unused=num_unused)
 
 
 def _split(
-    examples: Stored[Example], sources: Mapping[str, Sequence[Source]], settings: DataSettings, tell: Tell
+    examples: Stored[Example],
+    sources: Mapping[str, Sequence[Source]],
+    settings: DataSettings,
+    scratch: Path,
+    tell: Tell,
 ) -> dict[str, Split]:
     if len(examples) > _MANY:
         tell(f"cleaning {len(examples):,} examples")
     splits = {
-        domain: split_domain(domain, examples, parts, settings.validation_split, settings.seed)
+        domain: split_domain(domain, examples, parts, settings.validation_split, settings.seed, scratch=scratch)
         for domain, parts in sources.items()
     }
     return {
         domain: take_subsets(examples, split, settings.training_subset, settings.eval_subset, settings.seed)
-        for domain, split in without_leaks(examples, splits).items()
+        for domain, split in without_leaks(examples, splits, scratch=scratch).items()
     }
 
 
@@ -169,7 +173,7 @@ class _Side:
     """What became of one side of a domain."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
+        self.lengths = array("i")
         self.num_labels = self.num_ends = self.num_dropped = self.num_cut = 0
         self.digest = hashlib.sha256()
 
@@ -193,11 +197,11 @@ class _Tokeniser:
     log: _Log
     clock: _Clock
 
-    def write(self, domain: str, index: int, places: Sequence[int], *, is_validation: bool) -> _Side:
+    def write(self, domain: str, index: int, places: Places, *, is_validation: bool) -> _Side:
         """Write the examples at these places as rows of domain number `index`."""
         side = _Side()
         for start in range(0, len(places), _CHUNK):
-            chunk = places[start : start + _CHUNK]
+            chunk = places[start : start + _CHUNK].tolist()
             examples = list(self.examples.take(chunk))
             tokenized = tokenize_examples(examples, self.tokenizer, learn=self.settings.learn)
             fitted = self._fit(tokenized.rows)
@@ -234,9 +238,9 @@ def _write_rows(
         _check_side(domain, "validation", validation, split.validation, split, settings.max_length)
         summaries.append(_summarise(domain, sources[domain], split, train, validation))
         written += [(index, 0, train), (index, 1, validation)]
-    lengths = np.array([length for _, _, side in written for length in side.lengths], dtype=np.int32)
+    lengths = np.concatenate([np.array(side.lengths, dtype=np.int32) for _, _, side in written])
     if settings.overlong == "error":
-        check_lengths(lengths.tolist(), settings.max_length)
+        check_lengths(lengths, settings.max_length)
     counts = [len(side.lengths) for _, _, side in written]
     marks = np.repeat(np.array([mark for *mark, _ in written], dtype=np.int32), counts, axis=0)
     for name, column in zip(COLUMNS, (lengths, *marks.T), strict=True):
@@ -250,7 +254,7 @@ def _write_rows(
     (result / SUMMARY_FILE).write_text(json.dumps(asdict(summary)), encoding="utf-8")
 
 
-def _check_side(domain: str, name: str, side: _Side, places: Sequence[int], split: Split, max_length: int) -> None:
+def _check_side(domain: str, name: str, side: _Side, places: Places, split: Split, max_length: int) -> None:
     if side.num_ends:
         return
     if side.lengths:
@@ -258,7 +262,7 @@ def _check_side(domain: str, name: str, side: _Side, places: Sequence[int], spli
             f"Domain {domain!r} must have {name} rows that teach where an answer ends, got none of "
             f"{len(side.lengths)}: all are cut at max_length={max_length} tokens. Raise it, or set overlong: drop."
         )
-    if places:
+    if len(places):
         found = f"none of {len(places)} within max_length={max_length}. Raise max_length"
     else:
         reasons = ", ".join(f"{number} {reason}" for reason, number in _count_reasons(split.removed).items())
@@ -276,7 +280,9 @@ def _summarise(domain: str, sources: Sequence[Source], split: Split, train: _Sid
         num_validation=len(validation.lengths),
         num_train_tokens=sum(train.lengths),
         num_train_label_tokens=train.num_labels,
-        lengths=summarise_lengths(np.array([*train.lengths, *validation.lengths])),
+        lengths=summarise_lengths(
+            np.concatenate([np.array(side.lengths, dtype=np.int32) for side in (train, validation)])
+        ),
         formats=tuple(dict.fromkeys(_describe(found) for record in records for found in record.formats)),
         num_filtered=sum(record.num_filtered for record in records),
         num_test=len(split.test),

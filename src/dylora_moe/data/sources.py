@@ -190,10 +190,10 @@ def read_source(
     )
 
 
-def draw_rows(spec: DatasetSpec, number: int, *, seed: int) -> list[int]:
+def draw_rows(spec: DatasetSpec, number: int, *, seed: int) -> Sequence[int]:
     """Places of the training rows to use, of so many that were read: all, or as many as `num_examples` says."""
     if spec.num_examples is None or spec.num_examples >= number:
-        return list(range(number))
+        return range(number)
     return sorted(random.Random(seed).sample(range(number), spec.num_examples))
 
 

@@ -5,8 +5,12 @@ Examples are named by their places in one list of them all, which is read one ex
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dylora_moe.data.cleaning import (
     SIMILARITY,
@@ -22,6 +26,8 @@ from dylora_moe.data.sources import SourceRecord
 from dylora_moe.data.stored import Stored
 from dylora_moe.errors import DataError
 
+Places = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -31,9 +37,9 @@ class Source:
     """
 
     record: SourceRecord
-    train: Sequence[int]
-    validation: Sequence[int]
-    test: Sequence[int]
+    train: Places
+    validation: Places
+    test: Places
     num_unused: int = 0
 
 
@@ -51,72 +57,85 @@ class LeftOut:
 class Split:
     """Places of the examples of one domain on their sides, and those left out on the way with their reasons."""
 
-    train: list[int]
-    validation: list[int]
-    test: list[int]
+    train: Places
+    validation: Places
+    test: Places
     removed: tuple[LeftOut, ...]
 
 
 def split_domain(
-    domain: str, examples: Stored[Example], sources: Sequence[Source], fraction: float, seed: int
+    domain: str,
+    examples: Stored[Example],
+    sources: Sequence[Source],
+    fraction: float,
+    seed: int,
+    *,
+    scratch: Path | None = None,
 ) -> Split:
     """Sound and distinct rows; official validation where a source has one, ours for the others.
 
     Raises:
         DataError: There are too few prompts to split.
     """
-    official = [place for source in sources for place in source.validation]
-    official_train = [place for source in sources if source.validation for place in source.train]
-    undivided = [place for source in sources if not source.validation for place in source.train]
+    official = _join(source.validation for source in sources)
+    official_train = _join(source.train for source in sources if len(source.validation))
+    undivided = _join(source.train for source in sources if not len(source.validation))
     # Those for validation first: of two copies on both sides the one for training goes.
-    places = [*official, *official_train, *undivided]
+    places = np.concatenate([official, official_train, undivided])
     cleaned = remove_broken(examples.take(places))
     removed = _left_out(places, cleaned, {})
-    places = [places[index] for index in cleaned.kept]
-    cleaned = remove_duplicates(examples.take(places), similarity=_similarity(sources))
+    places = places[cleaned.kept]
+    cleaned = remove_duplicates(examples.take(places), similarity=_similarity(sources), scratch=scratch)
     removed += _left_out(places, cleaned, {"": places})
-    kept = {places[index] for index in cleaned.kept}
-    official, official_train, undivided = (
-        [place for place in group if place in kept] for group in (official, official_train, undivided)
-    )
-    train: list[int] = []
-    validation: list[int] = []
-    if undivided:
+    kept = np.zeros(len(examples), dtype=np.bool_)
+    kept[places[cleaned.kept]] = True
+    official, official_train, undivided = (group[kept[group]] for group in (official, official_train, undivided))
+    train = validation = np.zeros(0, dtype=np.int64)
+    if len(undivided):
         try:
             train, validation = split_by_prompt(examples.take(undivided), fraction=fraction, seed=seed)
         except DataError as error:
             raise DataError(f"Domain {domain!r}: {error}") from error
     return Split(
-        train=official_train + [undivided[index] for index in train],
-        validation=official + [undivided[index] for index in validation],
-        test=[place for source in sources for place in source.test],
+        train=np.concatenate([official_train, undivided[train]]),
+        validation=np.concatenate([official, undivided[validation]]),
+        test=_join(source.test for source in sources),
         removed=tuple(removed),
     )
 
 
-def without_leaks(examples: Stored[Example], splits: Mapping[str, Split]) -> dict[str, Split]:
+def without_leaks(
+    examples: Stored[Example], splits: Mapping[str, Split], *, scratch: Path | None = None
+) -> dict[str, Split]:
     """The same splits, without training rows whose prompt, or one much like it, is held out in any domain."""
-    places = [place for split in splits.values() for place in split.train]
+    places = _join(split.train for split in splits.values())
     held_out = {
-        "validation": [place for split in splits.values() for place in split.validation],
-        "test": [place for split in splits.values() for place in split.test],
+        "validation": _join(split.validation for split in splits.values()),
+        "test": _join(split.test for split in splits.values()),
     }
-    cleaned = remove_leaks(examples.take(places), {name: examples.take(held) for name, held in held_out.items()})
+    held_out_examples = {name: examples.take(held) for name, held in held_out.items()}
+    cleaned = remove_leaks(examples.take(places), held_out_examples, scratch=scratch)
     leaks = {left.place: left for left in _left_out(places, cleaned, held_out)}
+    leaking = np.zeros(len(examples), dtype=np.bool_)
+    leaking[list(leaks)] = True
     return {
         domain: replace(
             split,
-            train=[place for place in split.train if place not in leaks],
-            removed=(*split.removed, *(leaks[place] for place in split.train if place in leaks)),
+            train=split.train[~leaking[split.train]],
+            removed=(*split.removed, *(leaks[place] for place in split.train[leaking[split.train]].tolist())),
         )
         for domain, split in splits.items()
     }
 
 
-def _left_out(places: Sequence[int], cleaned: Cleaned, lists: Mapping[str, Sequence[int]]) -> list[LeftOut]:
+def _join(groups: Iterable[Places]) -> Places:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *groups])
+
+
+def _left_out(places: Places, cleaned: Cleaned, lists: Mapping[str, Places]) -> list[LeftOut]:
     def name(removed: Removed) -> LeftOut:
-        other = None if removed.other is None else lists[removed.other[0]][removed.other[1]]
-        return LeftOut(place=places[removed.index], reason=removed.reason, detail=removed.detail, other=other)
+        other = None if removed.other is None else int(lists[removed.other[0]][removed.other[1]])
+        return LeftOut(place=int(places[removed.index]), reason=removed.reason, detail=removed.detail, other=other)
 
     return [name(removed) for removed in cleaned.removed]
 
@@ -137,16 +156,16 @@ def take_subsets(
     )
 
 
-def _subset(examples: Stored[Example], places: list[int], percent: float | None, seed: int) -> list[int]:
-    if percent is None or not places:
+def _subset(examples: Stored[Example], places: Places, percent: float | None, seed: int) -> Places:
+    if percent is None or not len(places):
         return places
     number = max(1, round(len(places) * percent / 100))
-    ranks = [_rank(f"subset/{seed}", _prompt_key(example) + example.answer) for example in examples.take(places)]
-    chosen = sorted(range(len(places)), key=ranks.__getitem__)[:number]
-    return [places[index] for index in sorted(chosen)]
+    keys = (_prompt_key(example) + example.answer for example in examples.take(places))
+    chosen = np.argsort(_ranks(f"subset/{seed}", keys, len(places)), kind="stable")[:number]
+    return places[np.sort(chosen)]
 
 
-def split_by_prompt(examples: Sequence[Example], *, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_prompt(examples: Sequence[Example], *, fraction: float, seed: int) -> tuple[Places, Places]:
     """Places of training and of validation examples, such that no prompt is on both sides.
 
     The sides depend on the seed and the prompts, not on their order, and both keep the order given.
@@ -155,28 +174,31 @@ def split_by_prompt(examples: Sequence[Example], *, fraction: float, seed: int) 
     Raises:
         DataError: There are fewer than two prompts.
     """
-    groups: dict[bytes, list[int]] = {}
-    for place, example in enumerate(examples):
-        groups.setdefault(_rank(f"split/{seed}", _prompt_key(example)), []).append(place)
-    if len(groups) < 2:
+    ranks = _ranks(f"split/{seed}", map(_prompt_key, examples), len(examples))
+    order = np.argsort(ranks, kind="stable")  # rows of one prompt after each other
+    starts = np.flatnonzero(np.diff(ranks[order], prepend=~ranks[order[:1]]))
+    if len(starts) < 2:
         raise DataError(
-            f"A split needs at least two different prompts, got {len(groups)} among {len(examples)} rows. "
+            f"A split needs at least two different prompts, got {len(starts)} among {len(examples)} rows. "
             "Add rows, or merge the data set into a larger domain."
         )
-    target = max(1, round(len(examples) * fraction))
-    target = min(target, len(examples) - 1)
-    chosen: list[int] = []
-    ordered = sorted(groups)
-    for prompt in ordered:
-        if len(chosen) + len(groups[prompt]) <= target:
-            chosen += groups[prompt]
-    validation = set(chosen or groups[min(ordered, key=lambda prompt: len(groups[prompt]))])
-    return [place for place in range(len(examples)) if place not in validation], sorted(validation)
+    sizes = np.diff(starts, append=len(order))
+    chosen = np.zeros(len(starts), dtype=np.bool_)
+    room = min(max(1, round(len(examples) * fraction)), len(examples) - 1)
+    for group, size in enumerate(sizes.tolist()):
+        chosen[group] = size <= room
+        room -= size if size <= room else 0
+    if not chosen.any():
+        chosen[sizes.argmin()] = True
+    validates = np.empty(len(order), dtype=np.bool_)
+    validates[order] = np.repeat(chosen, sizes)
+    return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
-def _rank(purpose: str, text: str) -> bytes:
-    """A place in an order that looks random, and that other rows do not change."""
-    return hashlib.sha256(f"{purpose}/{text}".encode()).digest()
+def _ranks(purpose: str, texts: Iterable[str], count: int) -> NDArray[np.uint64]:
+    """For each text a place in an order that looks random, and that other texts do not change."""
+    digests = (hashlib.sha256(f"{purpose}/{text}".encode()).digest() for text in texts)
+    return np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, count)
 
 
 def _prompt_key(example: Example) -> str:

@@ -17,7 +17,7 @@ from dylora_moe.data.example import Example, Message
 # Records read together: few, so that reading one at random is cheap. Batches read last are kept.
 _BATCH, _BATCHES_KEPT = 64, 16
 
-EXAMPLES = pa.schema([(name, pa.string()) for name in ("messages", "domain", "source", "licence", "where")])
+EXAMPLES = pa.schema([("example", pa.string()), ("where", pa.string())])
 ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("domain", pa.int32())])
 
 T = TypeVar("T")
@@ -50,8 +50,9 @@ class Writer:
 
     def add_example(self, example: Example, where: str = "") -> None:
         """Add a record of `EXAMPLES`; `where` is the place of its row."""
-        messages = json.dumps([(message.role, message.content) for message in example.messages], ensure_ascii=False)
-        self._add(messages=messages, domain=example.domain, source=example.source, licence=example.licence, where=where)
+        messages = [(message.role, message.content) for message in example.messages]
+        values = (messages, example.domain, example.source, example.licence)
+        self._add(example=json.dumps(values, ensure_ascii=False), where=where)
 
     def add_row(self, row: TokenizedRow) -> None:
         """Add a record of `ROWS`."""
@@ -136,10 +137,8 @@ def _open(path: Path, read: Callable[[pa.RecordBatch, int], T]) -> Stored[T]:
 
 
 def _read_example(batch: pa.RecordBatch, index: int) -> Example:
-    messages, domain, source, licence = (
-        batch.column(name)[index].as_py() for name in ("messages", "domain", "source", "licence")
-    )
-    turns = tuple(Message(role=role, content=content) for role, content in json.loads(messages))
+    messages, domain, source, licence = json.loads(batch.column(0)[index].as_py())
+    turns = tuple(Message(role=role, content=content) for role, content in messages)
     return Example(messages=turns, domain=domain, source=source, licence=licence)
 
 

@@ -103,12 +103,11 @@ def summarise_lengths(lengths: NDArray[np.int32]) -> LengthQuantiles:
     ordered = np.sort(lengths)
     # Steps end at whole parts of the maximum, each belonging to the step before it.
     steps = -(-ordered.astype(np.int64) * HISTOGRAM_STEPS // int(ordered[-1])) - 1
-    values = ordered.tolist()
     return LengthQuantiles(
         minimum=int(ordered[0]),
-        median=quantile(values, 0.5),
-        p90=quantile(values, 0.9),
-        p99=quantile(values, 0.99),
+        median=quantile(ordered, 0.5),
+        p90=quantile(ordered, 0.9),
+        p99=quantile(ordered, 0.99),
         maximum=int(ordered[-1]),
         histogram=tuple(np.bincount(steps, minlength=HISTOGRAM_STEPS).tolist()),
     )

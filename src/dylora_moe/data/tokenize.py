@@ -4,11 +4,12 @@ A prompt is tokenised exactly as it will be at generation, and an answer on its 
 border between the two is the same in training and in use.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.example import Example
@@ -247,19 +248,18 @@ def fit_to_length(rows: Sequence[Tokenized], *, max_length: int, overlong: Overl
         num_dropped += not parts
         num_cut += bool(parts)
     if overlong == "error":
-        check_lengths([len(row) for row in rows], max_length)
+        check_lengths(np.array([len(row) for row in rows], dtype=np.int32), max_length)
     return Fitted(rows=tuple(kept), num_dropped=num_dropped, num_cut=num_cut)
 
 
-def check_lengths(lengths: Sequence[int], max_length: int) -> None:
+def check_lengths(lengths: NDArray[np.int32], max_length: int) -> None:
     """Stop where a row is too long.
 
     Raises:
         DataError: The text says which max_length would do.
     """
-    ordered = sorted(lengths)
-    num_overlong = len(ordered) - bisect_right(ordered, max_length)
-    if num_overlong:
+    if num_overlong := int((lengths > max_length).sum()):
+        ordered = np.sort(lengths)
         raise DataError(
             f"Rows must have at most max_length={max_length} tokens, but {num_overlong} of "
             f"{len(ordered)} have more; the longest has {ordered[-1]}. max_length={quantile(ordered, 0.99)} "
@@ -276,7 +276,7 @@ def _part(row: Tokenized, start: int, length: int) -> Tokenized:
     return _without_start(part) if start else part
 
 
-def quantile(ordered: Sequence[int], fraction: float) -> int:
+def quantile(ordered: NDArray[np.int32], fraction: float) -> int:
     """The smallest of the ordered values that at least this fraction of them does not exceed."""
     rank = max(1, -(-len(ordered) * fraction // 1))
-    return ordered[min(len(ordered), int(rank)) - 1]
+    return int(ordered[min(len(ordered), int(rank)) - 1])
