@@ -32,6 +32,19 @@ def test_a_recipe_is_shown_and_nothing_is_trained(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_page_is_written_where_nothing_is(
+    dylora: Callable[..., Any], tiny_settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, page = tmp_path / "mine.yaml", tmp_path / "data.html"
+    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(tiny_settings(), default=str))))
+    outcome = dylora("data", "inspect", recipe, "--html", page)
+    assert outcome.code == 0 and f"Written to {page}" in outcome.out + outcome.err
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="token learned special"') == 3 * text.count("<h2>") > 0
+    outcome = dylora("data", "inspect", recipe, "--html", page)
+    assert outcome.code == 2 and "not there yet" in outcome.err and page.read_text(encoding="utf-8") == text
+
+
 def test_a_bad_recipe_is_told(dylora: Callable[..., Any], tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("datasets: [nowhere.jsonl]\nmax_lenght: 8\n")

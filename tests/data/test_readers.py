@@ -255,8 +255,8 @@ def test_text_files_alone_are_rows(tmp_path):
 @pytest.mark.parametrize(
     ("name", "module", "limit", "text"),
     [
-        ("x.json", json_files, "MAX_JSON_BYTES", "must be at most 0 MiB.*jq -c"),
-        ("x.json.gz", json_files, "MAX_JSON_BYTES", "must be at most 0 MiB.*jq -c"),
+        ("x.json", json_files, "MAX_JSON_BYTES", "must be at most 0 MiB.*a list of the rows"),
+        ("x.json.gz", json_files, "MAX_JSON_BYTES", "must be at most 0 MiB.*a list of the rows"),
         ("x.jsonl", lines, "MAX_LINE_BYTES", "line 2: a line must be at most"),
     ],
 )
@@ -268,7 +268,7 @@ def test_what_would_not_fit_into_memory_is_refused(tmp_path, monkeypatch, name, 
         list(read_rows(file))
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv", "x.parquet", "x.arrow"])
+@pytest.mark.parametrize("name", ["x.json", "x.json.gz", "x.jsonl", "x.jsonl.gz", "x.csv", "x.parquet", "x.arrow"])
 def test_a_large_file_takes_little_memory(tmp_path, name):
     """40 MB of rows are read in a tenth of that; 200 rows a batch of Arrow is what `datasets` writes at least."""
     rows = [{"prompt": f"{n} " + "x" * 10_000, "completion": "y"} for n in range(4000)]
@@ -283,7 +283,7 @@ def test_a_large_file_takes_little_memory(tmp_path, name):
     elif name == "x.csv":
         write(file, "prompt,completion\n" + "\n".join(f"{row['prompt']},y" for row in rows))
     else:
-        data = "\n".join(map(json.dumps, rows)).encode()
+        data = (json.dumps(rows) if ".json" in file.suffixes else "\n".join(map(json.dumps, rows))).encode()
         write(file, gzip.compress(data, 1) if name.endswith(".gz") else data)
     del rows
     tracemalloc.start()

@@ -57,6 +57,8 @@ class TestFolder:
     def test_its_data_is_described(self, finished: Any) -> None:
         _, run, _ = finished
         domains = run.read("data.json")["domains"]
+        samples = run.read("data.json")["samples"]
+        assert {name: len(rows) for name, rows in samples.items()} == {domain["domain"]: 3 for domain in domains}
         assert [each["domain"] for each in domains] == DOMAINS
         assert [(each["num_train"], each["num_validation"]) for each in domains] == [(18, 6)] * 3
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     console = consoles(as_json)
     console.print(f"Run [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
     stages = Stages(
-        data=lambda data: show_data(console, data.summary),
+        data=lambda data: show_data(console, asdict(data.summary)),
         parameters=lambda parts: show_parameters(console, parts),
         console=console,
     )

@@ -1,17 +1,20 @@
 """Rows as a person reads them: every token with its text, and whether it is learned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.data.batching import TokenizedRow
 from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.summary import DataSummary
 from dylora_moe.data.tokenize import IGNORED
 
 # Tokens before a token that decide how it is written: a space at its start, or the first bytes of its character.
 _CONTEXT = 8
 _HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,26 @@ class TokenView:
     text: str
     is_learned: bool
     is_special: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataView:
+    """What goes into a run, and some training rows of each domain."""
+
+    summary: DataSummary
+    samples: dict[str, list[tuple[TokenView, ...]]]
+
+    def as_record(self) -> dict[str, Any]:
+        """The summary with the samples in it, as JSON has it."""
+        samples = {domain: [[asdict(token) for token in row] for row in rows] for domain, rows in self.samples.items()}
+        return {**asdict(self.summary), "samples": samples}
+
+
+def view_data(data: DataBundle, tokenizer: PreTrainedTokenizerBase, *, samples: int = SAMPLES) -> DataView:
+    """The summary of data, and this many rows of each domain."""
+    picked = pick_rows(data, samples)
+    views = {domain: [view_row(row, tokenizer) for row in rows] for domain, rows in picked.items()}
+    return DataView(summary=data.summary, samples=views)
 
 
 def view_row(row: TokenizedRow, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenView, ...]:

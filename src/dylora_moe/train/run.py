@@ -15,6 +15,7 @@ from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.inspect import view_data
 from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sampler import make_sampler
@@ -265,7 +266,7 @@ def _check_unused(run: RunDir) -> None:
 def _start_folder(session: Session) -> None:
     session.run.write(CONFIG, to_yaml(session.config))
     session.run.write(ENVIRONMENT, environment())
-    session.run.write(DATA, asdict(session.data.summary))
+    session.run.write(DATA, view_data(session.data, session.base.tokenizer).as_record())
     if session.data.removed_file.stat().st_size:
         shutil.copyfile(session.data.removed_file, session.run / REMOVED)
 

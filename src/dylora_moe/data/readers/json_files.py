@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
+from typing import BinaryIO
 
+from dylora_moe.data.readers.json_lists import read_list
 from dylora_moe.data.readers.lines import decode, open_bytes, read_lines
 from dylora_moe.data.readers.rows import BadRow, OnBad, PlacedRow
 from dylora_moe.errors import DataError
 
-# One value can only be parsed whole, and takes three to five times its size; larger files have to be one row a line.
+# An object is parsed whole, which takes three to five times its size.
 MAX_JSON_BYTES = 256 * 2**20
 _NUM_CHARACTERS_KEPT = 10_000
 
@@ -18,14 +20,20 @@ def json_rows(file: Path, on_bad: OnBad) -> Iterator[PlacedRow]:
     """The rows of a list, of the only list in an object, or of objects that hold the rows by key.
 
     Raises:
-        DataError: The file is too large, broken (with line and column), or holds no such list.
+        DataError: The file is broken (with line and column), holds no such list, or an object that is too large.
     """
     with open_bytes(file) as stream:
+        is_list = _begins_list(stream)
+    with open_bytes(file) as stream:
+        if is_list:
+            for index, row in enumerate(read_list(file, stream), start=1):
+                yield f"{file}, row {index}", row
+            return
         data = stream.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise DataError(
-            f"{file}: a .json file must be at most {MAX_JSON_BYTES >> 20} MiB, since it is parsed whole, got more. "
-            f"Write one row a line, such as by `jq -c '.[]' {file.name} > rows.jsonl`, which has no limit."
+            f"{file}: a .json file that holds no list must be at most {MAX_JSON_BYTES >> 20} MiB, since it is parsed "
+            "whole, got more. Write a list of the rows, or one row a line (.jsonl); these have no limit."
         )
     text = decode(data, where=str(file), start=True)
     del data
@@ -37,6 +45,12 @@ def json_rows(file: Path, on_bad: OnBad) -> Iterator[PlacedRow]:
         raise DataError(_broken(file, text, error)) from error
     del text
     yield from _rows_of(content, str(file))
+
+
+def _begins_list(stream: BinaryIO) -> bool:
+    while (first := stream.read(1)) and first in b" \t\r\n\xef\xbb\xbf":
+        pass
+    return first == b"["
 
 
 def _rows_of(content: object, where: str) -> Iterator[PlacedRow]:
@@ -77,12 +91,7 @@ def _broken(file: Path, text: str, error: JSONDecodeError | RecursionError) -> s
 
 def _advice(text: str, error: JSONDecodeError) -> str:
     """What is wrong with a JSON text and what to do about it."""
-    stripped = text.strip()
-    if stripped.startswith("[") and stripped.endswith("}") and not text[error.pos + 1 :].strip():
-        if text[error.pos : error.pos + 1] == "}":
-            return "the list opened with '[' is closed with '}'. Replace the last '}' by ']'."
-        return "the list opened with '[' is never closed. Add ']' at the end, or fetch the whole file again."
-    if error.msg == "Extra data" and stripped.startswith("{"):
+    if error.msg == "Extra data" and text.lstrip().startswith("{"):
         return "a second value follows the first. If every line is a row, rename the file to .jsonl."
     return f"not valid JSON ({error.msg}). Mend the file there."
 

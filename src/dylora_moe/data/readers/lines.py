@@ -36,10 +36,16 @@ def decode(data: bytes, *, where: str, start: bool) -> str:
     try:
         return data.decode("utf-8-sig" if start else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: text must be UTF-8, got byte {error.object[error.start]:#04x} at offset {error.start}. "
-            "Save the file as UTF-8."
-        ) from error
+        raise not_utf8(where, error) from error
+
+
+def not_utf8(where: str, error: UnicodeDecodeError, *, before: int = 0) -> DataError:
+    """What is told of bytes that are no UTF-8, with so many `before` those that were decoded."""
+    offset = before + error.start
+    return DataError(
+        f"{where}: text must be UTF-8, got byte {error.object[error.start]:#04x} at offset {offset}. "
+        "Save the file as UTF-8."
+    )
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:

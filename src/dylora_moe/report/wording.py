@@ -1,0 +1,36 @@
+"""How records are put, on screen and on a page alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_COUNTS = {
+    "num_filtered": "by the entry's filter",
+    "num_test": "official test split",
+    "num_unused": "splits of no use here",
+    "num_overlong": "too long",
+    "num_bad_rows": "unreadable",
+}
+_REMOVED = {
+    "encoding": "wrongly decoded",
+    "empty": "empty answer",
+    "truncated": "cut answer",
+    "duplicate": "duplicate",
+    "near_duplicate": "near duplicate",
+    "leak": "prompt that is validated or tested on",
+}
+
+
+def left_out(domain: Mapping[str, Any]) -> dict[str, int]:
+    """Why rows were left out -> how many, without zeros.
+
+    Args:
+        domain: A domain of a data summary, as JSON has it.
+    """
+    found = {text: domain[name] for name, text in _COUNTS.items()}
+    found |= {text: domain["removed"].get(reason, 0) for reason, text in _REMOVED.items()}
+    return {text: number for text, number in found.items() if number}
+
+
+def visible(text: str) -> str:
+    """A token's text with its line ends marked."""
+    return text.replace("\r", "\u2190").replace("\n", "\u21b5\n")
