@@ -47,6 +47,14 @@ def answers(rows, tokenizer):
     return [tokenizer.decode([label for label in row.labels if label != IGNORED]).removesuffix("<eos>") for row in rows]
 
 
+def test_of_a_file_as_many_rows_are_drawn_as_asked_for(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", pairs("a", 60))
+    bundle = build([{"path": path, "num_examples": 20}], tokenizer)
+    drawn = answers([*bundle.train, *bundle.validation["a"]], tokenizer)
+    assert len(drawn) == len(set(drawn)) == 20 and set(drawn) < {answer for _, answer in pairs("a", 60)}
+    assert sorted(drawn) != sorted(answer for _, answer in pairs("a", 20))
+
+
 def test_domains_are_split_and_tokenised(tmp_path, tokenizer):
     first, second = write(tmp_path / "a.jsonl", pairs("a", 40)), write(tmp_path / "b.jsonl", pairs("b", 20))
     bundle = build([first, {"path": second, "domain": "bee", "licence": "MIT"}], tokenizer)

@@ -188,6 +188,20 @@ def test_prompts_of_other_parts_leak_whatever_their_answer_and_domain():
     assert remove_leaks(rows, {"validation": []}).kept.tolist() == list(range(5))
 
 
+def test_training_rows_like_each_other_do_not_leak():
+    rows = [example(LONG), example(LONG + "!"), example("Short?")]
+    held_out = {"validation": [example("Short"), example("short.")], "test": [example("Long"), example("long!")]}
+    assert [row.index for row in remove_leaks(rows, held_out).removed] == [2]
+
+
+def test_equal_digests_alone_make_no_copies_and_no_leaks(monkeypatch):
+    monkeypatch.setattr("dylora_moe.data.cleaning._short_digest", lambda *texts: 7)
+    rows = [example("One?"), example("Two?"), example("One?")]
+    assert [row.index for row in remove_duplicates(rows, similarity=None).removed] == [2]
+    held_out = {"validation": [example("Three?"), example("Four?")]}
+    assert remove_leaks(rows, held_out, similarity=None).removed == ()
+
+
 def test_a_prompt_that_is_asked_within_a_training_conversation_leaks():
     turns = [("user", "First?"), ("assistant", "One."), ("user", "Second?"), ("assistant", "Two.")]
     messages = tuple(Message(role=role, content=content) for role, content in turns)
