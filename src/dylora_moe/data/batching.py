@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
@@ -76,7 +78,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
 
 
 def plan_epoch(
-    lengths: Sequence[int],
+    lengths: ArrayLike,
     *,
     batch_size: int,
     seed: int,
@@ -97,11 +99,13 @@ def plan_epoch(
         pool_batches: Batches of a pool.
         mixture: Which rows an epoch has; None for every row once.
     """
-    order = epoch_order(mixture or concatenate([0] * len(lengths)), seed=seed, epoch=epoch)
+    lengths = np.asarray(lengths)
+    order = epoch_order(mixture or concatenate(np.zeros(len(lengths), dtype=np.int64)), seed=seed, epoch=epoch)
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * pool_batches):
-        pool = sorted(order[start : start + batch_size * pool_batches], key=lengths.__getitem__)
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+        pool = order[start : start + batch_size * pool_batches]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[at : at + batch_size].tolist() for at in range(0, len(pool), batch_size)]
     return [batches[index] for index in shuffled(len(batches), f"batches/{seed}/{epoch}")]
 
 
@@ -178,7 +182,7 @@ class BucketedBatchSampler(PlannedBatchSampler[int]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: ArrayLike,
         *,
         batch_size: int,
         seed: int,
@@ -190,8 +194,8 @@ class BucketedBatchSampler(PlannedBatchSampler[int]):
         if pool_batches < 1:
             raise DataError(f"pool_batches must be at least 1, got {pool_batches}.")
         super().__init__(batch_size=batch_size, rank=rank, num_ranks=num_ranks)
-        self.lengths, self.seed, self.pool_batches = tuple(lengths), seed, pool_batches
-        self.mixture = mixture or concatenate([0] * len(self.lengths))
+        self.lengths, self.seed, self.pool_batches = np.asarray(lengths, dtype=np.int32), seed, pool_batches
+        self.mixture = mixture or concatenate(np.zeros(len(self.lengths), dtype=np.int64))
 
     @property
     def num_batches(self) -> int:
@@ -211,4 +215,4 @@ class BucketedBatchSampler(PlannedBatchSampler[int]):
 
     def size(self, item: int) -> int:
         """Tokens of a row."""
-        return self.lengths[item]
+        return int(self.lengths[item])

@@ -9,10 +9,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dylora_moe.errors import DataError
 
+Order = NDArray[np.int64]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mixture:
     """Rows of each domain, and how many of them an epoch has.
 
@@ -21,7 +26,7 @@ class Mixture:
         quotas: For each domain, how many rows an epoch draws; more than it has where it is drawn again.
     """
 
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[Order, ...]
     quotas: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -29,13 +34,13 @@ class Mixture:
         return sum(self.quotas)
 
 
-def concatenate(domains: Sequence[int]) -> Mixture:
+def concatenate(domains: ArrayLike) -> Mixture:
     """Every row once an epoch; `domains` says, row for row, which domain it belongs to."""
     rows = _rows_by_domain(domains)
     return Mixture(rows=rows, quotas=tuple(map(len, rows)))
 
 
-def interleave(domains: Sequence[int]) -> Mixture:
+def interleave(domains: ArrayLike) -> Mixture:
     """Two domains in turn, row by row, until every row of the larger one came once; the smaller one is repeated.
 
     Raises:
@@ -50,7 +55,7 @@ def interleave(domains: Sequence[int]) -> Mixture:
     return Mixture(rows=rows, quotas=(max(map(len, rows)),) * 2)
 
 
-def weigh(domains: Sequence[int], weights: Sequence[float], *, num_rows: int | None = None) -> Mixture:
+def weigh(domains: ArrayLike, weights: Sequence[float], *, num_rows: int | None = None) -> Mixture:
     """Domains in given shares of an epoch.
 
     Args:
@@ -67,7 +72,7 @@ def weigh(domains: Sequence[int], weights: Sequence[float], *, num_rows: int | N
             f"Sampling weights must be one positive number for each of the {len(rows)} domains, got {list(weights)}. "
             "Leave a data set out of the recipe to weigh it zero."
         )
-    quotas = _quotas(weights, len(domains) if num_rows is None else num_rows)
+    quotas = _quotas(weights, sum(map(len, rows)) if num_rows is None else num_rows)
     if 0 in quotas:
         raise DataError(
             f"Sampling weights must give every domain at least one row in an epoch, got {list(weights)} for "
@@ -76,7 +81,7 @@ def weigh(domains: Sequence[int], weights: Sequence[float], *, num_rows: int | N
     return Mixture(rows=rows, quotas=quotas)
 
 
-def temper(domains: Sequence[int], temperature: float) -> Mixture:
+def temper(domains: ArrayLike, temperature: float) -> Mixture:
     """Domains in shares of n_i^(1/T), for n_i rows: T=1 as concatenation, larger T closer to equal shares.
 
     Source: multilingual BERT's exponential smoothing; as a temperature in arXiv 1907.05019.
@@ -92,7 +97,7 @@ def temper(domains: Sequence[int], temperature: float) -> Mixture:
     return weigh(domains, [len(rows) ** (1 / temperature) for rows in _rows_by_domain(domains)])
 
 
-def epoch_order(mixture: Mixture, *, seed: int, epoch: int) -> list[int]:
+def epoch_order(mixture: Mixture, *, seed: int, epoch: int) -> Order:
     """The rows of an epoch in order, domains spread evenly: equal quotas alternate strictly.
 
     Row k of a domain, counted over all epochs, is number k % n of its pass k // n, with n rows in the domain.
@@ -101,32 +106,28 @@ def epoch_order(mixture: Mixture, *, seed: int, epoch: int) -> list[int]:
         _draw(rows, quota, start=epoch * quota, name=f"{seed}/{domain}")
         for domain, (rows, quota) in enumerate(zip(mixture.rows, mixture.quotas, strict=True))
     ]
-    # Each row stands in the middle of its part of the epoch.
-    slots = [
-        ((2 * place + 1) / (2 * quota), domain, place)
-        for domain, quota in enumerate(mixture.quotas)
-        for place in range(quota)
-    ]
-    return [drawn[domain][place] for _, domain, place in sorted(slots)]
+    if not drawn:
+        return np.zeros(0, dtype=np.int64)
+    # Each row stands in the middle of its part of the epoch; of two at one place the earlier domain's comes first.
+    slots = [(2 * np.arange(quota) + 1) / (2 * quota) for quota in mixture.quotas]
+    return np.concatenate(drawn)[np.argsort(np.concatenate(slots), kind="stable")]
 
 
-def shuffled(number: int, name: str) -> list[int]:
+def shuffled(number: int, name: str) -> Order:
     """0 to number - 1 in an order that the name decides, the same under every version of Python."""
     # Of Random's methods only random() promises the same values for ever; text seeds are hashed whole, so that
     # neighbouring seeds and epochs have nothing in common.
     draw = random.Random(name).random
-    keys = [draw() for _ in range(number)]
-    return sorted(range(number), key=keys.__getitem__)
+    return np.argsort(np.fromiter((draw() for _ in range(number)), np.float64, number), kind="stable")
 
 
-def _rows_by_domain(domains: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    found: dict[int, list[int]] = {}
-    for row, domain in enumerate(domains):
-        found.setdefault(domain, []).append(row)
-    missing = sorted(set(range(max(found, default=-1) + 1)) - found.keys())
+def _rows_by_domain(domains: ArrayLike) -> tuple[Order, ...]:
+    domain_of_row = np.asarray(domains, dtype=np.int64)
+    rows = tuple(np.flatnonzero(domain_of_row == domain) for domain in range(domain_of_row.max(initial=-1) + 1))
+    missing = [domain for domain, found in enumerate(rows) if not len(found)]
     if missing:
         raise DataError(f"Every domain must have training rows, got none of domain number {missing[0]}. Add rows.")
-    return tuple(tuple(found[domain]) for domain in sorted(found))
+    return rows
 
 
 def _quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
@@ -140,12 +141,12 @@ def _quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
     return tuple(quotas)
 
 
-def _draw(rows: Sequence[int], quota: int, *, start: int, name: str) -> list[int]:
+def _draw(rows: Order, quota: int, *, start: int, name: str) -> Order:
     """Rows number start to start + quota - 1 of the domain's passes, one after the other."""
-    drawn: list[int] = []
+    drawn = []
     for number in range(start // len(rows), -(-(start + quota) // len(rows))):
         order = shuffled(len(rows), f"{name}/{number}")
         first = max(start - number * len(rows), 0)
         last = min(start + quota - number * len(rows), len(rows))
-        drawn += [rows[index] for index in order[first:last]]
-    return drawn
+        drawn.append(rows[order[first:last]])
+    return np.concatenate(drawn)

@@ -8,7 +8,9 @@ tests compare logits). Each token carries the domain of its document.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +23,7 @@ Pack = tuple[int, ...]
 """Indices of the documents of one row."""
 
 
-def pack_documents(lengths: Sequence[int], order: Sequence[int], *, max_length: int) -> list[Pack]:
+def pack_documents(lengths: ArrayLike, order: ArrayLike, *, max_length: int) -> list[Pack]:
     """Fill rows by best-fit decreasing: every document of `order` once, longest first, each where least stays free.
 
     Documents of equal length keep the order given, which so decides who shares a row; rows come in the order of their
@@ -35,7 +37,9 @@ def pack_documents(lengths: Sequence[int], order: Sequence[int], *, max_length: 
     Raises:
         DataError: A document has more than `max_length` tokens.
     """
-    longest = max((lengths[document] for document in order), default=0)
+    order = np.asarray(order, dtype=np.int64)
+    sizes = np.asarray(lengths)[order]
+    longest = sizes.max(initial=0)
     if longest > max_length:
         raise DataError(
             f"Every document must fit into a row of max_length={max_length} tokens, but the longest has {longest}. "
@@ -44,8 +48,8 @@ def pack_documents(lengths: Sequence[int], order: Sequence[int], *, max_length: 
     packs: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(max_length + 1)]
     rooms = 0  # bit r is set where a row has r tokens free, so that the best fit is the lowest bit from a length up
-    for place in sorted(range(len(order)), key=lambda place: -lengths[order[place]]):
-        length = lengths[order[place]]
+    longest_first = np.argsort(-sizes, kind="stable")
+    for place, length in zip(longest_first.tolist(), sizes[longest_first].tolist(), strict=True):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -59,7 +63,7 @@ def pack_documents(lengths: Sequence[int], order: Sequence[int], *, max_length: 
         if room > length:
             with_room[room - length].append(pack)
             rooms |= 1 << (room - length)
-    return [tuple(order[place] for place in pack) for pack in sorted(packs)]
+    return [tuple(order[pack].tolist()) for pack in sorted(packs)]
 
 
 class PackedBatchSampler(PlannedBatchSampler[Pack]):
@@ -78,7 +82,7 @@ class PackedBatchSampler(PlannedBatchSampler[Pack]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: ArrayLike,
         *,
         max_length: int,
         batch_size: int,
@@ -88,8 +92,8 @@ class PackedBatchSampler(PlannedBatchSampler[Pack]):
         num_ranks: int = 1,
     ) -> None:
         super().__init__(batch_size=batch_size, rank=rank, num_ranks=num_ranks)
-        self.lengths, self.max_length, self.seed = tuple(lengths), max_length, seed
-        self.mixture = mixture or concatenate([0] * len(self.lengths))
+        self.lengths, self.max_length, self.seed = np.asarray(lengths, dtype=np.int32), max_length, seed
+        self.mixture = mixture or concatenate(np.zeros(len(self.lengths), dtype=np.int64))
         self._num_batches = -(-len(self.packs(0)) // batch_size)
 
     def packs(self, epoch: int) -> list[Pack]:
@@ -112,7 +116,7 @@ class PackedBatchSampler(PlannedBatchSampler[Pack]):
 
     def size(self, item: Pack) -> int:
         """Tokens of a pack."""
-        return sum(self.lengths[document] for document in item)
+        return int(self.lengths[list(item)].sum())
 
 
 class PackedDataset(Dataset[tuple[TokenizedRow, ...]]):

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dylora_moe.config import RunConfig
 from dylora_moe.data.batching import BucketedBatchSampler
 from dylora_moe.data.mixing import Mixture, interleave, temper, weigh
@@ -21,15 +24,14 @@ def make_sampler(config: RunConfig, rows: Rows, domains: Sequence[str]) -> Bucke
     Raises:
         DataError: The weights do not name the domains there are, or interleaving is asked for of other than two.
     """
-    lengths = rows.lengths.tolist()
-    mixture = _make_mixture(config, rows.domains.tolist(), domains)
-    size, seed = config.batch_size, config.seed
+    mixture = _make_mixture(config, rows.domains, domains)
+    lengths, size, seed = rows.lengths, config.batch_size, config.seed
     if config.packing:
         return PackedBatchSampler(lengths, max_length=config.max_length, batch_size=size, seed=seed, mixture=mixture)
     return BucketedBatchSampler(lengths, batch_size=size, seed=seed, mixture=mixture)
 
 
-def _make_mixture(config: RunConfig, domain_of_row: Sequence[int], domains: Sequence[str]) -> Mixture | None:
+def _make_mixture(config: RunConfig, domain_of_row: NDArray[np.int32], domains: Sequence[str]) -> Mixture | None:
     """Which rows an epoch has; None for every row once."""
     weights = config.domain_weights
     if config.interleaved_sampling:
