@@ -9,7 +9,7 @@ from rich.console import Console
 from dylora_moe.cli.show_data import bars, show_data, show_tokens
 from dylora_moe.data.cleaning import Reason
 
-LEFT_OUT = ("num_filtered", "num_test", "num_unused", "num_overlong", "num_bad_rows")
+LEFT_OUT = ("num_filtered", "num_test", "num_unused", "num_not_drawn", "num_overlong", "num_bad_rows")
 
 
 @pytest.fixture

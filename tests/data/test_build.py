@@ -53,6 +53,9 @@ def test_of_a_file_as_many_rows_are_drawn_as_asked_for(tmp_path, tokenizer):
     drawn = answers([*bundle.train, *bundle.validation["a"]], tokenizer)
     assert len(drawn) == len(set(drawn)) == 20 and set(drawn) < {answer for _, answer in pairs("a", 60)}
     assert sorted(drawn) != sorted(answer for _, answer in pairs("a", 20))
+    assert bundle.summary.domains[0].num_not_drawn == 40
+    bundle = build([path], tokenizer, training_subset=50, eval_subset=50)
+    assert (len(bundle.train), len(bundle.validation["a"]), bundle.summary.domains[0].num_not_drawn) == (27, 3, 30)
 
 
 def test_domains_are_split_and_tokenised(tmp_path, tokenizer):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -120,6 +122,14 @@ def test_unsupported_files_list_what_is_supported(tmp_path):
         list_files(tmp_path)
     with pytest.raises(DataError, match="must exist"):
         list_files(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_told(tmp_path):
+    path = write(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), '{"a": 1}')
+    for place in (path, tmp_path):
+        with pytest.raises(DataError, match=r"caf\\udce9\.jsonl'\. Rename it"):
+            list_files(place)
 
 
 def arrow(path, rows, *, stream):

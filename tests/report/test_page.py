@@ -65,6 +65,7 @@ def record(domain: str = "code", tokens: Sequence[dict[str, Any]] = (), **change
         "num_filtered": 0,
         "num_test": 2,
         "num_unused": 0,
+        "num_not_drawn": 0,
         "removed": {"leak": 3},
         "num_overlong": 0,
         "num_cut": 0,

@@ -145,9 +145,15 @@ def _read_one(
 
     record = read_source(spec, seed=seed, registry=registry, add=add, on_bad=log.add_bad)
     train, validation, test = (np.array(found, dtype=np.int64) for found in places.values())
-    if not record.is_synthetic:
-        train = train[draw_rows(spec, len(train), seed=seed)]
-    return Source(record=record, train=train, validation=validation, test=test, num_unused=num_unused)
+    drawn = train if record.is_synthetic else train[draw_rows(spec, len(train), seed=seed)]
+    return Source(
+        record=record,
+        train=drawn,
+        validation=validation,
+        test=test,
+        num_unused=num_unused,
+        num_not_drawn=len(train) - len(drawn),
+    )
 
 
 def _split(
@@ -287,6 +293,7 @@ def _summarise(domain: str, sources: Sequence[Source], split: Split, train: _Sid
         num_filtered=sum(record.num_filtered for record in records),
         num_test=len(split.test),
         num_unused=sum(source.num_unused for source in sources),
+        num_not_drawn=split.num_not_drawn,
         removed=_count_reasons(split.removed),
         num_overlong=train.num_dropped + validation.num_dropped,
         num_cut=train.num_cut + validation.num_cut,

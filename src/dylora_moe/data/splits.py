@@ -33,7 +33,8 @@ Places = NDArray[np.int64]
 class Source:
     """A data set that was read: what is known of it, and the places of the examples of its official splits.
 
-    `num_unused` counts the examples of splits that are for neither training, validation nor test.
+    `num_unused` counts the examples of splits that are for neither training, validation nor test, and `num_not_drawn`
+    the training rows beyond `num_examples`.
     """
 
     record: SourceRecord
@@ -41,6 +42,7 @@ class Source:
     validation: Places
     test: Places
     num_unused: int = 0
+    num_not_drawn: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,16 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Places of the examples of one domain on their sides, and those left out on the way with their reasons."""
+    """Places of the examples of one domain on their sides, and those left out on the way with their reasons.
+
+    `num_not_drawn` counts sound rows that `num_examples` or a subset leaves out.
+    """
 
     train: Places
     validation: Places
     test: Places
     removed: tuple[LeftOut, ...]
+    num_not_drawn: int
 
 
 def split_domain(
@@ -101,6 +107,7 @@ def split_domain(
         validation=np.concatenate([official, undivided[validation]]),
         test=_join(source.test for source in sources),
         removed=tuple(removed),
+        num_not_drawn=sum(source.num_not_drawn for source in sources),
     )
 
 
@@ -149,11 +156,10 @@ def take_subsets(
     examples: Stored[Example], split: Split, training_subset: float | None, eval_subset: float | None, seed: int
 ) -> Split:
     """Keep these percentages of the two sides, all where None; a smaller share is part of a larger one."""
-    return replace(
-        split,
-        train=_subset(examples, split.train, training_subset, seed),
-        validation=_subset(examples, split.validation, eval_subset, seed),
-    )
+    train = _subset(examples, split.train, training_subset, seed)
+    validation = _subset(examples, split.validation, eval_subset, seed)
+    lost = len(split.train) - len(train) + len(split.validation) - len(validation)
+    return replace(split, train=train, validation=validation, num_not_drawn=split.num_not_drawn + lost)
 
 
 def _subset(examples: Stored[Example], places: Places, percent: float | None, seed: int) -> Places:

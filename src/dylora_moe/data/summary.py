@@ -48,6 +48,7 @@ class DomainSummary:
         num_filtered: Rows that a filter of the registry leaves out.
         num_test: Rows of an official test split; their prompts are not trained on.
         num_unused: Rows of official splits that are for neither training, validation nor test.
+        num_not_drawn: Rows that `num_examples` or a subset leaves out.
         removed: Rows left out by each rule of `data.cleaning`.
         num_overlong: Rows left out for their length.
         num_cut: Longer rows of which the beginning was kept, or that became several.
@@ -67,6 +68,7 @@ class DomainSummary:
     num_filtered: int
     num_test: int
     num_unused: int
+    num_not_drawn: int
     removed: dict[str, int]
     num_overlong: int
     num_cut: int

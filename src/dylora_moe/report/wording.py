@@ -7,6 +7,7 @@ _COUNTS = {
     "num_filtered": "by the entry's filter",
     "num_test": "official test split",
     "num_unused": "splits of no use here",
+    "num_not_drawn": "not drawn",
     "num_overlong": "too long",
     "num_bad_rows": "unreadable",
 }

@@ -53,7 +53,7 @@ def list_files(path: Path) -> list[Path]:
     likely rows than notes.
 
     Raises:
-        DataError: The path does not exist, is of an unknown kind, or the folder holds no data file.
+        DataError: The path does not exist, is of an unknown kind, cannot be printed, or the folder holds no data file.
     """
     if not path.exists():
         raise DataError(f"A data file must exist, got {str(path)!r}. Give the path of a file or folder.")
@@ -63,19 +63,27 @@ def list_files(path: Path) -> list[Path]:
                 f"A data file must end in one of {', '.join(SUFFIXES)}, or be one of two aligned files such as "
                 f"pairs.eng and pairs.ita, got {str(path)!r}. Convert or rename it."
             )
-        return [path]
+        return _printable([path])
     inside = sorted(file for file in path.iterdir() if file.is_file() and file.name not in _NO_ROWS)
     files = [file for file in inside if suffix_of(file) or (aligned_pair(file) or (None,))[0] == file]
     others = [file for file in files if not (suffix_of(file) or "").startswith(".txt")]
     if not files:
         raise DataError(f"A data folder must hold files ending in one of {', '.join(SUFFIXES)}, got {path}.")
-    return others or files
+    return _printable(others or files)
+
+
+def _printable(files: list[Path]) -> list[Path]:
+    """These files, whose names can be told in messages and records."""
+    for file in files:
+        if not str(file).isprintable():
+            raise DataError(f"The name of a data file must be text that can be printed, got {str(file)!r}. Rename it.")
+    return files
 
 
 def read_rows(path: Path, on_bad: OnBad = stop_at) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file, or of all data files of a folder, as (place, row); both count from 1.
 
-    All kinds of files but .json are read a piece at a time.
+    All are read a piece at a time, but for an object in a .json file.
 
     Args:
         path: A file or folder.
