@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 
@@ -42,7 +43,14 @@ def test_a_page_is_written_where_nothing_is(
     text = page.read_text(encoding="utf-8")
     assert text.count('class="token learned special"') == 3 * text.count("<h2>") > 0
     outcome = dylora("data", "inspect", recipe, "--html", page)
-    assert outcome.code == 2 and "not there yet" in outcome.err and page.read_text(encoding="utf-8") == text
+    assert outcome.code == 2 and "must be a new file" in outcome.err and page.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("name", ["missing/data.html", "x" * 300, "link.html"])
+def test_a_page_that_cannot_be_written_is_told_first(dylora: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    (tmp_path / "link.html").symlink_to(tmp_path / "nowhere" / "data.html")
+    outcome = dylora("data", "inspect", "--base_model", "no-such-base", "--html", tmp_path / name)
+    assert outcome.code == 2 and "--html must be a" in outcome.err
 
 
 def test_a_bad_recipe_is_told(dylora: Callable[..., Any], tmp_path: Path) -> None:

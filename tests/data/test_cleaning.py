@@ -166,6 +166,24 @@ def test_a_row_is_compared_with_rows_that_stay():
     assert [row.index for row in remove_duplicates(rows[1:]).removed] == [1]
 
 
+def test_a_row_that_stays_is_found_behind_many_copies_that_went(tmp_path):
+    """Copies come first in every bucket, and are alike enough to be looked at."""
+    words = [f"word{number}" for number in range(60)]
+
+    def changed(base, *places):
+        return [f"other{place}" if place in places else word for place, word in enumerate(base)]
+
+    first = words
+    copies = [changed(words, 20 + number % 40) for number in range(40)]
+    apart = changed(words, 5, 12, 50)
+    like_apart = [*apart, "end"]
+    filler = [[f"filler{number}x{place}" for place in range(20)] for number in range(4500)]
+    rows = [example(" ".join(text)) for text in (first, *copies, apart, like_apart, *filler)]
+    removed = {row.index: row.other for row in remove_duplicates(rows, scratch=tmp_path).removed}
+    assert set(range(1, 41)) <= removed.keys() and 41 not in removed and removed[42] == ("", 41)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prompts_of_other_parts_leak_whatever_their_answer_and_domain():
     held_out = {
         "validation": [example("Short?", domain="other"), example(LONG)],

@@ -64,8 +64,11 @@ def test_what_the_library_refuses_is_refused_at_that_line(values: list[Any], cut
     try:
         expected: Any = json.loads(text)
     except json.JSONDecodeError as error:
-        with pytest.raises(DataError, match=rf"x\.json, line {error.lineno}, column"):
+        with pytest.raises(DataError) as caught:
             read(text.encode(), size)
+        # Python names the place of such a comma from 3.13 on, and of what follows it before.
+        if "a comma stands" not in str(caught.value):
+            assert str(caught.value).startswith(f"x.json, line {error.lineno}, column")
     else:
         assert read(text.encode(), size) == expected
 
@@ -81,7 +84,11 @@ def test_what_the_library_refuses_is_refused_at_that_line(values: list[Any], cut
         ('[{"a": 1}]\n 5', "line 2, column 2", "something follows"),
         ('[{"a": 1},\n {"a" 2}]', "line 2, column 7", "Expecting ':'"),
         ('[\n"abc', "line 2, column 1", "Unterminated string"),
-        ("[1, ]", "line 1, column 5", "Expecting value"),
+        ("[1, ]", "line 1, column 5", "a comma stands before the ']'"),
+        ("[1, , 2]", "line 1, column 5", "Expecting value"),
+        ('[{"a": 1}},\n 5,\n 6]', "line 1, column 10", "Expecting ','"),
+        ("\ufeff\ufeff[1]", "line 1, column 1", "must be a list"),
+        ("[1, " + "9" * 5000 + "]", "line 1, column 5", "Write the number as text"),
     ],
 )
 def test_a_broken_list_is_told_with_its_place(text: str, place: str, advice: str, size: int) -> None:
@@ -89,16 +96,17 @@ def test_a_broken_list_is_told_with_its_place(text: str, place: str, advice: str
         read(text.encode(), size)
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_bytes_that_are_no_text_are_told_with_their_offset(size: int) -> None:
-    data = '["\u00e9\u00e9", "'.encode() + b'\xff"]'
+def test_bytes_that_are_no_text_are_told_with_their_offset(size: int, mark: str) -> None:
+    data = mark.encode() + '["\u00e9\u00e9", "'.encode() + b'\xff"]'
     with pytest.raises(DataError, match=rf"got byte 0xff at offset {data.index(0xFF)}\."):
         read(data, size)
 
 
 def test_a_row_has_a_limit_and_the_list_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lists, "MAX_VALUE_BYTES", 1000)
+    monkeypatch.setattr(json_lists, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(json_lists, "_PIECE", 100)
     assert len(read(json.dumps(["x" * 50] * 1000).encode(), 100)) == 1000
-    with pytest.raises(DataError, match="line 1, column 9: a row must be at most 0 MiB"):
+    with pytest.raises(DataError, match="line 1, column 9: a row must be at most 0 Mi"):
         read(json.dumps(["abc", "x" * 5000]).encode(), 100)

@@ -116,6 +116,14 @@ def test_bad_data_leaves_nothing_and_is_told_again(tmp_path, tokenizer, own_cach
     assert folder_of([str(path)], tokenizer).is_dir()
 
 
+def test_a_column_name_that_is_no_text_is_no_problem(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    row = '{"prompt": "question %d", "completion": "answer", "col\\ud800": 1}\n'
+    path.write_text("".join(row % number for number in range(20)))
+    data = build_data([str(path)], tokenizer, DataSettings(max_length=200))
+    assert data.summary.domains[0].formats == ("prompt_completion (by columns prompt, completion, col\\ud800)",)
+
+
 def test_data_that_changes_while_it_is_prepared_is_not_kept(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("dylora_moe.data.prepare._SECONDS", 0.0)
     path = tmp_path / "a.jsonl"

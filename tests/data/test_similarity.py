@@ -1,7 +1,11 @@
 """Near-copies are found, a shared template is no copy, and the index finds what comparing all pairs finds."""
 
+import io
 import random
+import tracemalloc
+from tempfile import TemporaryFile
 
+import numpy as np
 import pytest
 
 from dylora_moe.data.similarity import SimilarTexts, shingles
@@ -10,16 +14,13 @@ WORDS = [f"word{number}" for number in range(400)]
 
 
 def index_of(texts):
-    return SimilarTexts(lambda place: (texts[place],), len(texts))
+    return SimilarTexts(lambda place: (texts[place],), len(texts), io.BytesIO())
 
 
 def earlier(texts, *, threshold=0.8):
-    """For each text the most similar one before it."""
-    index, found = index_of(texts), [None] * len(texts)
-    for place, others in index.candidates(threshold=threshold):
-        if pair := index.most_similar(place, others, threshold=threshold):
-            found[place] = pair[0]
-    return found
+    index, everything = index_of(texts), np.ones(len(texts), dtype=np.bool_)
+    found = [index.find_earlier(place, threshold=threshold, allowed=everything) for place in range(len(texts))]
+    return [None if pair is None else pair[0] for pair in found]
 
 
 def text_of(seed, length=40):
@@ -106,36 +107,46 @@ def test_equal_rare_words_alone_make_no_copies():
 
 def test_every_part_must_be_similar():
     pairs = [(text_of(0), text_of(1)), (text_of(0), text_of(2)), (text_of(0) + " more", text_of(1) + " more")]
-    index = SimilarTexts(lambda place: pairs[place], 3)
+    index = SimilarTexts(lambda place: pairs[place], 3, io.BytesIO())
+    everything = np.ones(3, dtype=np.bool_)
     assert index.similarity(0, 1) == 0
-    assert list(index.candidates(threshold=0.8)) == [(2, [0])]
-    found = index.most_similar(2, [0, 1], threshold=0.8)
-    assert found == (0, index.similarity(0, 2)) and found[1] > 0.9
+    assert index.find_earlier(1, threshold=0.8, allowed=everything) is None
+    found = index.find_earlier(2, threshold=0.8, allowed=everything)
+    assert found is not None and found[0] == 0
 
 
-def test_texts_may_be_compared_with_the_first_ones_alone():
-    texts = [text_of(0), text_of(1), text_of(1), text_of(0), text_of(1)]
-    assert list(index_of(texts).candidates(threshold=0.8)) == [(2, [1]), (3, [0]), (4, [1, 2])]
-    assert list(index_of(texts).candidates(threshold=0.8, among_first=2)) == [(2, [1]), (3, [0]), (4, [1])]
+def test_only_allowed_texts_are_found():
+    texts = [text_of(0), text_of(0), text_of(0)]
+    assert index_of(texts).find_earlier(2, threshold=0.8, allowed=np.array([False, True, True])) == (1, 1.0)
 
 
-def test_the_most_similar_is_the_first_of_equals_or_none():
-    words = text_of(0).split()
-    texts = [" ".join(words), " ".join([*words[:-1], "x"]), " ".join([*words[:-1], "x"]), " ".join(words), text_of(1)]
-    index = index_of(texts)
-    assert index.most_similar(2, [0, 1], threshold=0.8) == (1, 1.0)
-    assert index.most_similar(3, [0, 1, 2], threshold=0.8) == (0, 1.0)
-    assert index.most_similar(4, [0, 1], threshold=0.8) is None and index.most_similar(0, [], threshold=0.8) is None
-
-
-def test_of_very_many_copies_each_is_found(tmp_path):
-    """And nothing stays in the scratch folder."""
-    groups, size = 120, 25
+def test_among_many_copies_each_is_found():
+    groups, size = 100, 20
     texts = [f"{text_of(number % groups)} {number}" for number in range(groups * size)]
-    pairs = list(index_of(texts).candidates(threshold=0.8, scratch=tmp_path))
-    assert [text for text, _ in pairs] == list(range(groups, groups * size))
-    assert all(others[0] == text % groups for text, others in pairs)
-    assert list(tmp_path.iterdir()) == []
+    found = earlier(texts)
+    assert found[:groups] == [None] * groups
+    assert [other % groups for other in found[groups:]] == [place % groups for place in range(groups, groups * size)]
+
+
+def test_memory_does_not_grow_with_copies():
+    """Texts with fourteen copies each take no more than others: what is found is not kept."""
+
+    def peak(groups):
+        texts = [f"{text_of(number % groups)} {number}" for number in range(1500)]
+        tracemalloc.start()
+        try:
+            with TemporaryFile() as file:
+                index = SimilarTexts(lambda place: (texts[place],), len(texts), file)
+                stays = np.ones(len(texts), dtype=np.bool_)
+                for place in range(len(texts)):
+                    stays[place] = index.find_earlier(place, threshold=0.8, allowed=stays) is None
+            return tracemalloc.get_traced_memory()[1], int(stays.sum())
+        finally:
+            tracemalloc.stop()
+
+    (without, all_stay), (with_copies, few_stay) = peak(1500), peak(100)
+    assert all_stay == 1500 and few_stay == 100
+    assert with_copies < 1.2 * without
 
 
 def test_no_texts_and_texts_without_words_are_no_problem():

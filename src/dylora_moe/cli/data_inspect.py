@@ -18,8 +18,8 @@ def _inspect(recipe: Path | None, as_json: bool, html: Path | None, samples: int
     not, special tokens stand out. Only the base's tokenizer is fetched.
     """
     config = config_of(recipe, settings)
-    if html is not None and html.exists():
-        raise click.UsageError(f"--html must be a file that is not there yet, got {html}. Give another name.")
+    if html is not None:
+        _check_new(html)
 
     from dylora_moe.cli.quiet import quiet_libraries
 
@@ -41,11 +41,22 @@ def _inspect(recipe: Path | None, as_json: bool, html: Path | None, samples: int
     for domain, rows in view["samples"].items():
         for row in rows:
             show_tokens(console, domain, row)
+    if as_json:
+        click.echo(json.dumps(view, ensure_ascii=False))
     if html is not None:
         html.write_text(render_data(view), encoding="utf-8", errors="backslashreplace")
         console.print(f"Written to {html}.", highlight=False, markup=False)
-    if as_json:
-        click.echo(json.dumps(view, ensure_ascii=False))
+
+
+def _check_new(file: Path) -> None:
+    """See to it, before any work, that the file can be made."""
+    try:
+        file.open("x").close()
+        file.unlink()
+    except FileExistsError as error:
+        raise click.UsageError(f"--html must be a new file, got {file}, which is there. Give another name.") from error
+    except OSError as error:
+        raise click.UsageError(f"--html must be a file that can be written: {error}. Give another place.") from error
 
 
 command = recipe_command(

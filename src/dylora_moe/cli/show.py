@@ -14,7 +14,7 @@ from rich.table import Table
 
 def consoles(as_json: bool) -> Console:
     """Where people's output goes: standard output, or standard error when JSON takes standard output."""
-    return Console(stderr=as_json, soft_wrap=False)
+    return Console(stderr=as_json, soft_wrap=False, emoji=False)  # :name: in data is no picture
 
 
 def command_name() -> str:

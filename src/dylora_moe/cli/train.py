@@ -17,7 +17,7 @@ from dylora_moe.cli.show import (
     show_routing,
     show_samples,
 )
-from dylora_moe.cli.show_data import show_data
+from dylora_moe.cli.show_data import show_data, show_lengths
 
 
 def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
@@ -36,7 +36,7 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     console = consoles(as_json)
     console.print(f"Run [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
     stages = Stages(
-        data=lambda data: show_data(console, asdict(data.summary)),
+        data=lambda data: _show_data(console, asdict(data.summary)),
         parameters=lambda parts: show_parameters(console, parts),
         console=console,
     )
@@ -49,6 +49,11 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     _show_next(console, config.run_dir, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _show_data(console: Any, summary: dict[str, Any]) -> None:
+    show_data(console, summary)
+    show_lengths(console, summary)
 
 
 def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import numpy as np
@@ -125,12 +126,15 @@ def remove_leaks(
                 faults[index] = Removed(index=index, reason="leak", detail="the prompt of", other=name(place))
                 break
     if similarity is not None and num_others:
-        texts = SimilarTexts(read, num_others + len(examples))
-        for place, others in texts.candidates(threshold=similarity, among_first=num_others, scratch=scratch):
-            index = place - num_others
-            if index not in faults and (found := texts.most_similar(place, others, threshold=similarity)):
-                detail = f"prompt {found[1]:.2f} like that of"
-                faults[index] = Removed(index=index, reason="leak", detail=detail, other=name(found[0]))
+        count = num_others + len(examples)
+        is_held_out = np.arange(count) < num_others
+        with TemporaryFile(dir=scratch) as file:
+            texts = SimilarTexts(read, count, file)
+            for index in _without(faults, len(examples)).tolist():
+                found = texts.find_earlier(num_others + index, threshold=similarity, allowed=is_held_out)
+                if found is not None:
+                    detail = f"prompt {found[1]:.2f} like that of"
+                    faults[index] = Removed(index=index, reason="leak", detail=detail, other=name(found[0]))
     return _sort_out(faults, len(examples))
 
 
@@ -200,13 +204,14 @@ def _near_copies(
         example = examples[int(originals[place])]
         return _prompt_text(example), example.answer
 
-    texts = SimilarTexts(read, len(originals))
     stays = np.ones(len(originals), dtype=np.bool_)
-    for place, others in texts.candidates(threshold=similarity, scratch=scratch):
-        staying = [other for other in others if stays[other]]
-        if found := texts.most_similar(place, staying, threshold=similarity):
-            stays[place] = False
-            yield int(originals[place]), int(originals[found[0]]), found[1]
+    with TemporaryFile(dir=scratch) as file:
+        texts = SimilarTexts(read, len(originals), file)
+        for place, index in enumerate(originals.tolist()):
+            found = texts.find_earlier(place, threshold=similarity, allowed=stays)
+            if found is not None:
+                stays[place] = False
+                yield index, int(originals[found[0]]), found[1]
 
 
 def find_fault(example: Example) -> tuple[Reason, str] | None:

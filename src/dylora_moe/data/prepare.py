@@ -25,7 +25,7 @@ from dylora_moe.data.registry import DataSource
 from dylora_moe.data.settings import DataSettings
 from dylora_moe.data.sources import FoundFormat, SplitExample, draw_rows, read_source
 from dylora_moe.data.splits import LeftOut, Places, Source, Split, as_json, split_domain, take_subsets, without_leaks
-from dylora_moe.data.stored import EXAMPLES, ROWS, Stored, Writer, open_examples, open_places
+from dylora_moe.data.stored import EXAMPLES, ROWS, Stored, Writer, open_examples, open_wheres
 from dylora_moe.data.summary import DataSummary, DomainSummary, summarise_lengths
 from dylora_moe.data.templates import end_token_id
 from dylora_moe.data.tokenize import Fitted, Tokenized, check_lengths, fit_to_length, tokenize_examples
@@ -88,7 +88,7 @@ def prepare_data(
         log = _Log(file)
         examples, sources = _read(specs, registry, settings.seed, path, log, clock)
         splits = _split(examples, sources, settings, scratch, tell)
-        wheres = open_places(path)
+        wheres = open_wheres(path)
         for domain, split in splits.items():
             for left in split.removed:
                 other = "" if left.other is None else f" {wheres[left.other]}"

@@ -1,23 +1,20 @@
 """Finds texts that are nearly the same: MinHash with banding gives candidates, the texts themselves decide.
 
 A text is the set of its runs of three words. Runs that very many texts share are a template and say nothing, so that
-rows of one long instruction and short contents are not taken for copies. Signatures are kept in a file, 200 bytes a
-text; memory is about 40 bytes a text and 8 a pair of texts that may be copies.
+rows of one long instruction and short contents are not taken for copies. What is kept of a text is in a file, 280 bytes
+each; memory is 30 bytes a text, while a band is sorted.
 """
 
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes, Hashes32, Places = NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]
+Hashes, Hashes32 = NDArray[np.uint64], NDArray[np.uint32]
 
 _SHINGLE_WORDS = 3
 # 20 bands of 6 find a pair of similarity s with probability 1 - (1 - s^6)^20: 0.998 at 0.8, 0.79 at 0.65, 0.04 at 0.35.
@@ -26,13 +23,13 @@ _HASHES = _BANDS * _BAND_ROWS
 # The estimate of 120 equal-or-not draws is off by at most 0.13 in 99.9 % of cases at 0.8 (binomial). One byte of each
 # hash is kept, so that an unequal one passes for equal once in 256. Source: Li and Koenig 2010, b-bit minwise hashing.
 _ESTIMATE_SLACK = 0.13
-# Of a bucket, this many of the earliest texts are looked at, and of those that seem alike this many compared, so that
-# a template costs no quadratic time.
-_BUCKET_TEXTS, _CANDIDATES = 64, 16
+# Of a bucket, this many of the earliest texts are compared with, so that a template costs no quadratic time.
+_BUCKET_TEXTS = 64
 # A run of words in more texts of a sample than both is a template.
 _TEMPLATE_TEXTS, _TEMPLATE_SHARE, _SAMPLE = 10, 0.01, 5000
 _COUNTER_BITS = 22
 _CHUNK = 4096
+_SIGNATURES_KEPT = 1 << 14
 
 # A word, a character of a script without spaces, or a symbol, since symbols carry the meaning of code and formulas.
 # Punctuation of prose does not count.
@@ -40,52 +37,45 @@ _TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9f
 
 
 class SimilarTexts:
-    """Texts to be compared; they are read again when two of them may be alike.
+    """An index over texts that are read again when two of them may be alike.
 
     Args:
         read: Index -> the parts of a text, always equally many; two texts are as similar as their least similar parts.
         count: How many texts there are.
+        file: Empty, to read from and write to; it takes 280 bytes a text.
     """
 
-    def __init__(self, read: Callable[[int], Sequence[str]], count: int) -> None:
+    def __init__(self, read: Callable[[int], Sequence[str]], count: int, file: BinaryIO) -> None:
         frequent = _find_templates(read, count)
         self._parts = lru_cache(maxsize=1024)(lambda index: [_Part(text, frequent) for text in read(index)])
-        self._count = count
+        self._index = _Index(file, count)
+        permutations = _permutations()
+        for start in range(0, count, _CHUNK):
+            chunk = range(start, min(start + _CHUNK, count))
+            self._index.add(start, np.stack([_sign(_join(self._parts(index)), *permutations) for index in chunk]))
+        self._index.sort()
+
+    def find_earlier(self, index: int, *, threshold: float, allowed: NDArray[np.bool_]) -> tuple[int, float] | None:
+        """The most similar of the texts before this one that are allowed, and its similarity if above the threshold.
+
+        Args:
+            index: Of the text; those asked for one after the other are found fastest.
+            threshold: Least similarity, above 0.5.
+            allowed: For each text, whether it may be found.
+        """
+        candidates = self._index.earlier(index)
+        candidates = candidates[allowed[candidates]]
+        best: tuple[int, float] | None = None
+        for candidate in candidates[self._index.estimate(index, candidates) >= threshold - _ESTIMATE_SLACK].tolist():
+            similarity = self.similarity(index, candidate)
+            if similarity >= threshold and (best is None or similarity > best[1]):
+                best = candidate, similarity
+        return best
 
     def similarity(self, first: int, second: int) -> float:
         """Jaccard similarity of the least similar parts of two texts, 0 to 1."""
         pairs = zip(self._parts(first), self._parts(second), strict=True)
         return min(_similar(one, other) for one, other in pairs)
-
-    def most_similar(self, index: int, others: Sequence[int], *, threshold: float) -> tuple[int, float] | None:
-        """The first of the most similar of other texts, and its similarity if it is at least the threshold."""
-        found = [(other, self.similarity(index, other)) for other in others]
-        best = max(found, key=lambda pair: pair[1], default=None)
-        return best if best and best[1] >= threshold else None
-
-    def candidates(
-        self, *, threshold: float, among_first: int | None = None, scratch: Path | None = None
-    ) -> Iterator[tuple[int, list[int]]]:
-        """Each text that may be like earlier ones, in order, with those.
-
-        Args:
-            threshold: Similarity wanted, above 0.5.
-            among_first: Only texts after this many are looked at, and compared with these; None for all with all.
-            scratch: Folder for the signatures, which are removed again; the system's own if None.
-        """
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            signatures, permutations = _Signatures(file, self._count), _permutations()
-            for start in range(0, self._count, _CHUNK):
-                chunk = range(start, min(start + _CHUNK, self._count))
-                signatures.write(start, np.stack([_sign(_join(self._parts(index)), *permutations) for index in chunk]))
-            pairs = np.zeros(0, dtype=np.uint64)  # the later text in the high half, the earlier one in the low half
-            for band in range(_BANDS):
-                found = _pairs_of_band(signatures, band, threshold - _ESTIMATE_SLACK, among_first)
-                pairs = np.union1d(pairs, found)
-        later, earlier = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
-        starts = np.flatnonzero(np.diff(later, prepend=~later[:1]))
-        for start, stop in pairwise([*starts.tolist(), len(later)]):
-            yield int(later[start]), earlier[start:stop].tolist()
 
 
 class _Part:
@@ -98,69 +88,78 @@ class _Part:
         self.telling = self.everything[~frequent[self.everything >> np.uint64(64 - _COUNTER_BITS)]]
 
 
-class _Signatures:
-    """A file of MinHash signatures: keys, one band after the other, and then a byte of each hash, text by text."""
+class _Index:
+    """A file of three tables: the texts in the order of a band's keys, for each band; where the bucket of a text begins
+    in that order, or -1 for the first text of a bucket, for each band; and a byte of each hash, for each text.
+
+    Until a band is sorted, its part of the first table has the keys of the texts.
+    """
 
     def __init__(self, file: BinaryIO, count: int) -> None:
         self._file, self._count = file, count
+        self._starts_of_block = lru_cache(maxsize=2)(self._read_starts)
+        self._signature = lru_cache(maxsize=_SIGNATURES_KEPT)(self._read_signature)
 
-    def write(self, start: int, hashes: Hashes32) -> None:
-        """Add the signatures of texts from number `start` on, one a row."""
+    def add(self, first: int, hashes: Hashes32) -> None:
+        """Add texts from number `first` on, one a row."""
         for band in range(_BANDS):
-            self._file.seek(4 * (band * self._count + start))
-            self._file.write(_band_keys(hashes[:, band::_BANDS]).tobytes())
-        self._file.seek(self._place(start))
-        self._file.write(hashes.astype(np.uint8).tobytes())
+            self._write(_band_keys(hashes[:, band::_BANDS]), self._column(band) + 4 * first)
+        self._write(hashes.astype(np.uint8), self._column(2 * _BANDS) + _HASHES * first)
 
-    def keys(self, band: int) -> Hashes32:
-        """The key of each text."""
-        self._file.seek(4 * band * self._count)
-        return np.frombuffer(self._file.read(4 * self._count), dtype=np.uint32)
+    def sort(self) -> None:
+        """Find the buckets, once all texts are there."""
+        for band in range(_BANDS):
+            keys = self._read(np.uint32, self._count, self._column(band))
+            order = np.argsort(keys, kind="stable")  # earlier texts first in each bucket
+            keys = keys[order]
+            begins = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
+            first = np.maximum.accumulate(np.where(begins, np.arange(len(keys), dtype=np.int32), 0))
+            starts = np.empty(len(keys), dtype=np.int32)
+            starts[order] = np.where(begins, -1, first)
+            self._write(order.astype(np.int32), self._column(band))
+            self._write(starts, self._column(_BANDS + band))
 
-    def estimate(self, first: Places, second: Places) -> NDArray[np.float64]:
-        """Estimated similarity of the texts of each pair, 0 to 1."""
-        texts, at = np.unique(np.concatenate([first, second]), return_inverse=True)
-        hashes = np.empty((len(texts), _HASHES), dtype=np.uint8)
-        for row, text in zip(hashes, texts.tolist(), strict=True):
-            self._file.seek(self._place(text))
-            row[:] = np.frombuffer(self._file.read(_HASHES), dtype=np.uint8)
-        return (hashes[at[: len(first)]] == hashes[at[len(first) :]]).mean(1)
+    def earlier(self, index: int) -> NDArray[np.int32]:
+        """The earliest texts of this text's buckets that come before it, ascending, each once."""
+        starts = self._starts_of_block(index // _CHUNK)[:, index % _CHUNK].tolist()
+        found = [np.zeros(0, dtype=np.int32)]
+        for band, start in enumerate(starts):
+            if start >= 0:
+                number = min(_BUCKET_TEXTS, self._count - start)
+                found.append(self._read(np.int32, number, self._column(band) + 4 * start))
+        texts = np.unique(np.concatenate(found))
+        return texts[texts < index]
 
-    def _place(self, text: int) -> int:
-        return 4 * _BANDS * self._count + _HASHES * text
+    def estimate(self, index: int, others: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Estimated similarity of a text to others, 0 to 1."""
+        hashes = np.array([self._signature(other) for other in others.tolist()], dtype=np.uint8)
+        return (hashes.reshape(-1, _HASHES) == self._signature(index)).mean(1)
+
+    def _column(self, number: int) -> int:
+        return 4 * number * self._count
+
+    def _read_starts(self, block: int) -> NDArray[np.int32]:
+        first = _CHUNK * block
+        number = min(_CHUNK, self._count - first)
+        columns = range(_BANDS, 2 * _BANDS)
+        return np.stack([self._read(np.int32, number, self._column(column) + 4 * first) for column in columns])
+
+    def _read_signature(self, text: int) -> NDArray[np.uint8]:
+        return self._read(np.uint8, _HASHES, self._column(2 * _BANDS) + _HASHES * text)
+
+    def _write(self, values: NDArray[Any], at: int) -> None:
+        self._file.seek(at)
+        self._file.write(values.tobytes())
+
+    def _read(self, kind: type[np.generic], number: int, at: int) -> NDArray[Any]:
+        self._file.seek(at)
+        return np.frombuffer(self._file.read(number * np.dtype(kind).itemsize), dtype=kind)
 
 
 def _band_keys(hashes: Hashes32) -> Hashes32:
     """One number for the hashes of a band, the same for the same hashes."""
     weights = _mix(np.arange(1, hashes.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     return (_mix((hashes.astype(np.uint64) * weights).sum(1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
-
-
-def _pairs_of_band(signatures: _Signatures, band: int, least: float, among_first: int | None) -> Hashes:
-    """Pairs of texts of one bucket that seem this much alike: the later in the high half, the earlier in the low."""
-    keys = signatures.keys(band)
-    order = np.argsort(keys, kind="stable")  # earlier texts first in each bucket
-    keys = keys[order]
-    shared = np.zeros(len(keys) + 1, dtype=np.bool_)
-    np.equal(keys[1:], keys[:-1], out=shared[1:-1])
-    shared = shared[1:] | shared[:-1]
-    texts, keys = order[shared], keys[shared]
-    del order, shared
-    begins = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
-    first = np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
-    number_found = np.zeros(len(texts), dtype=np.int8)
-    pairs = [np.zeros(0, dtype=np.uint64)]
-    for step in range(_BUCKET_TEXTS):
-        asked = np.flatnonzero((first + step < np.arange(len(texts))) & (number_found < _CANDIDATES))
-        if among_first is not None:
-            asked = asked[(texts[asked] >= among_first) & (texts[first[asked] + step] < among_first)]
-        for start in range(0, len(asked), _CHUNK):
-            places = asked[start : start + _CHUNK]
-            later, earlier = texts[places], texts[first[places] + step]
-            alike = signatures.estimate(later, earlier) >= least
-            number_found[places] += alike
-            pairs.append((later[alike].astype(np.uint64) << np.uint64(32)) | earlier[alike].astype(np.uint64))
-    return np.concatenate(pairs)
 
 
 def shingles(text: str) -> Hashes:
@@ -199,7 +198,7 @@ def _find_templates(read: Callable[[int], Sequence[str]], count: int) -> NDArray
 
 def _permutations() -> tuple[Hashes32, Hashes32]:
     """Odd factors and terms of 120 hash functions h -> h * factor + term, of 32 bits, eight in one instruction."""
-    drawn = (_mix(np.arange(2 * _BANDS * _BAND_ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+    drawn = (_mix(np.arange(2 * _HASHES, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
     return drawn[::2] | np.uint32(1), drawn[1::2]
 
 

@@ -126,7 +126,7 @@ class SourceReader:
         """The formats of the rows read so far, in the order of their first rows."""
         given = self._format is not None
         return tuple(
-            FoundFormat(format=name, given=given, columns=columns, num_rows=self._num_rows[name])
+            FoundFormat(format=name, given=given, columns=tuple(map(_writable, columns)), num_rows=self._num_rows[name])
             for name, columns in self._columns.items()
         )
 
@@ -287,3 +287,8 @@ def _detect(placed: _PlacedRow, last: str | None) -> str:
 def _bad_row(where: str, error: DataError, row: object) -> BadRow:
     reason = str(error).removeprefix(where).lstrip(":, ")
     return BadRow(where=where, reason=reason, row=row)
+
+
+def _writable(name: str) -> str:
+    """The name of a column without halves of surrogate pairs, which JSON can spell and no file of text takes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -118,7 +118,7 @@ def open_examples(path: Path) -> Stored[Example]:
     return _open(path, _read_example)
 
 
-def open_places(path: Path) -> Stored[str]:
+def open_wheres(path: Path) -> Stored[str]:
     """Where the rows of the examples of a file stand."""
     return _open(path, lambda batch, index: batch.column("where")[index].as_py())
 

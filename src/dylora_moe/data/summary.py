@@ -53,7 +53,8 @@ class DomainSummary:
         num_overlong: Rows left out for their length.
         num_cut: Longer rows of which the beginning was kept, or that became several.
         num_bad_rows: Rows left out under `on_bad_row: skip`.
-        sha256: Over the conversations used, training rows first.
+        sha256: Over the two SHA-256 digests (32 bytes each) of the training and of the validation conversations used,
+            each the digest of their `splits.as_json` texts one after the other.
     """
 
     domain: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dylora_moe.data.readers.json_lists import read_list
-from dylora_moe.data.readers.lines import decode, open_bytes, read_lines
+from dylora_moe.data.readers.lines import BOM, decode, open_bytes, read_lines
 from dylora_moe.data.readers.rows import BadRow, OnBad, PlacedRow
 from dylora_moe.errors import DataError
 
@@ -41,16 +41,19 @@ def json_rows(file: Path, on_bad: OnBad) -> Iterator[PlacedRow]:
         raise DataError(f"{file}: a JSON file must hold a list of objects, but the file is empty.")
     try:
         content = json.loads(text)
-    except (JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(_broken(file, text, error)) from error
     del text
     yield from _rows_of(content, str(file))
 
 
 def _begins_list(stream: BinaryIO) -> bool:
-    while (first := stream.read(1)) and first in b" \t\r\n\xef\xbb\xbf":
-        pass
-    return first == b"["
+    start = stream.read(len(BOM.encode()))
+    if start == BOM.encode():
+        start = stream.read(1)
+    while start.isspace():
+        start = stream.read(1)
+    return start.lstrip().startswith(b"[")
 
 
 def _rows_of(content: object, where: str) -> Iterator[PlacedRow]:
@@ -83,9 +86,11 @@ def _keyed_rows(content: dict[str, object]) -> dict[str, dict[str, object]] | No
     return groups if any(groups.values()) else None
 
 
-def _broken(file: Path, text: str, error: JSONDecodeError | RecursionError) -> str:
+def _broken(file: Path, text: str, error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return f"{file}: values must not be nested this deep ({error}). Flatten the rows."
+    if not isinstance(error, JSONDecodeError):  # an integer of thousands of digits
+        return f"{file}: not valid JSON ({error}). Write the number as text."
     return f"{file}, line {error.lineno}, column {error.colno}: {_advice(text, error)}"
 
 
@@ -103,7 +108,7 @@ def json_lines_rows(file: Path, on_bad: OnBad) -> Iterator[PlacedRow]:
             continue
         try:
             row = json.loads(line)
-        except (JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             column = f", column {error.colno}" if isinstance(error, JSONDecodeError) else ""
             what = error.msg if isinstance(error, JSONDecodeError) else str(error)
             reason = (

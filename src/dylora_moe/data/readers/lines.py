@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 from dylora_moe.errors import DataError
 
+BOM = "\ufeff"  # files saved on Windows may begin with it
 # A line is one row; the longest of real data sets are under 1 MiB. Bounds the memory that a file can take.
 MAX_LINE_BYTES = 64 * 2**20
 
@@ -28,13 +29,13 @@ def open_bytes(file: Path) -> Iterator[BinaryIO]:
 
 
 def decode(data: bytes, *, where: str, start: bool) -> str:
-    """UTF-8 bytes as text, without the byte order mark that files saved on Windows may `start` with.
+    """UTF-8 bytes as text, without the byte order mark that a file may `start` with.
 
     Raises:
         DataError: With the first byte that is no UTF-8 and its offset in `data`.
     """
     try:
-        return data.decode("utf-8-sig" if start else "utf-8")
+        return data.decode("utf-8").removeprefix(BOM if start else "")
     except UnicodeDecodeError as error:
         raise not_utf8(where, error) from error
 
