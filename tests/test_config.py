@@ -59,6 +59,9 @@ ALL_CHANGED: dict[str, Any] = {
     "gradient_checkpointing": True,
     "logging_steps": 2,
     "eval_steps": 7,
+    "save_steps": 7,
+    "save_total_limit": 2,
+    "resume": "never",
     "sample_tokens": 0,
 }
 SETTINGS = list(ALL_CHANGED)
@@ -231,6 +234,9 @@ BAD_VALUES = [
     ("bf16", "maybe"),
     ("logging_steps", 0),
     ("eval_steps", 0),
+    ("save_steps", 0),
+    ("save_total_limit", 0),
+    ("resume", "always"),
     ("sample_tokens", -1),
 ]
 

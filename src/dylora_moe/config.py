@@ -205,6 +205,15 @@ class RunConfig(BaseModel):
     eval_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between two evaluations; not given: at the start and the end only."""
 
+    save_steps: int = Field(default=500, ge=1)
+    """Optimizer steps between two checkpoints; the last step makes one, too. A killed run goes on from the newest."""
+
+    save_total_limit: int = Field(default=3, ge=1)
+    """Checkpoints to keep, the newest ones."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """What to do about an unfinished run in the run's folder: go on with it, or refuse."""
+
     sample_tokens: int = Field(default=64, ge=0)
     """Tokens to generate for one validation prompt of each domain before and after training; 0 for none."""
 

@@ -26,9 +26,12 @@ EXPERTS = "experts.jsonl"
 SAMPLES = "samples.jsonl"
 DATA = "data.json"
 REMOVED = "removed.jsonl"
+START = "start.json"
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 FINAL = "final"
 EVAL = "eval"
+_LINES = (METRICS, ROUTING, SAMPLES)
 _LOCK = ".lock"
 
 _PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -96,6 +99,17 @@ class RunDir:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file of lines that training writes; 0 for one that is not there."""
+        paths = {name: self.path / name for name in _LINES}
+        return {name: path.stat().st_size if path.is_file() else 0 for name, path in paths.items()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Take back the lines that were written after `sizes` was called."""
+        for name, size in sizes.items():
+            if (path := self.path / name).is_file():
+                os.truncate(path, size)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run.

@@ -52,6 +52,9 @@ TYPED: dict[str, tuple[str, Any]] = {
     "max_grad_norm": ("2", 2.0),
     "logging_steps": ("1", 1),
     "eval_steps": ("3", 3),
+    "save_steps": ("7", 7),
+    "save_total_limit": ("2", 2),
+    "resume": ("never", "never"),
     "sample_tokens": ("0", 0),
 }
 SWITCHES = ("interleaved_sampling", "packing", "use_rslora", "bf16", "fp16", "load_in_4bit", "gradient_checkpointing")

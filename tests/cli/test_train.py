@@ -58,13 +58,17 @@ def test_other_settings_on_a_finished_run_are_refused(dylora: Run, finished: Any
     assert hashes(finished.folder) == before
 
 
-def test_a_run_that_did_not_finish_is_left_alone(dylora: Run, finished: Any, tmp_path: Path) -> None:
+def test_a_run_that_did_not_finish_is_left_alone_or_finished(dylora: Run, finished: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(finished.folder, runs / "three-domains")
     (runs / "three-domains" / "result.json").unlink()
     before = hashes(runs)
-    outcome = dylora(*finished.arguments, "--output-dir", runs)
+    outcome = dylora(*finished.arguments, "--output-dir", runs, "--resume", "never")
     assert outcome.code == 1 and "did not finish" in outcome.err and hashes(runs) == before
+    outcome = dylora(*finished.arguments, "--output-dir", runs)
+    assert outcome.code == 0 and "Going on from step-0" in outcome.out + outcome.err
+    result = [json.loads((folder / "result.json").read_text()) for folder in (finished.folder, runs / "three-domains")]
+    assert result[0]["after"] == result[1]["after"] and result[0]["samples"] == result[1]["samples"]
 
 
 def test_a_folder_in_use_is_left_alone(dylora: Run, recipe: Run, hold: Run, tmp_path: Path) -> None:

@@ -44,7 +44,16 @@ class TestFolder:
     def test_it_holds_these_files(self, finished: Any) -> None:
         _, run, _ = finished
         expected = {"config.yaml", "environment.json", "data.json", "metrics.jsonl", "routing.jsonl", "samples.jsonl"}
-        expected |= {"result.json", "final/dylora_moe.json", "final/router.safetensors", "final/chat_template.jinja"}
+        state = ("weights", "optimizer", "random", "sums")
+        expected |= {f"checkpoints/step-000005/{name}.safetensors" for name in state}
+        expected |= {f"checkpoints/step-000005/{name}.json" for name in ("manifest", "state", "trainer_state")}
+        expected |= {
+            "start.json",
+            "result.json",
+            "final/dylora_moe.json",
+            "final/router.safetensors",
+            "final/chat_template.jinja",
+        }
         expected |= {"final/tokenizer.json", "final/tokenizer_config.json"}
         files = ("adapter_config.json", "adapter_model.safetensors")
         expected |= {f"final/experts/{name}/{file}" for name in EXPERTS for file in files}

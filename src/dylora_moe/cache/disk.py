@@ -1,6 +1,7 @@
-"""Disk space: checked before work starts, and recognised when it runs out all the same."""
+"""The disk: space checked before work starts, a full one recognised, and writing that outlives a loss of power."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,3 +60,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def gigabytes(num_bytes: int) -> str:
     """Bytes as text, in decimal gigabytes: 1359000000 -> '1.36 GB'."""
     return f"{num_bytes / 1e9:.2f} GB"
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dylora_moe.cache.disk import check_free, disk_full_error, is_disk_full
+from dylora_moe.cache.disk import check_free, disk_full_error, is_disk_full, sync
 from dylora_moe.errors import CacheError, DyLoraError
 
 MANIFEST = "manifest.json"
@@ -134,7 +134,7 @@ def _build_and_rename(folder: Path, build: Callable[[Path, Path], None], identit
         build(scratch, result)
         _seal(result, identity)
         os.replace(result, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -145,15 +145,5 @@ def _seal(result: Path, identity: str) -> None:
     manifest = {"format": _FORMAT, "identity": identity, "files": files}
     (result / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name in (*files, MANIFEST):
-        _sync(result / name)
-    _sync(result)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(result / name)
+    sync(result)

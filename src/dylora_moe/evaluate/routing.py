@@ -1,7 +1,7 @@
 """How tokens spread over experts: load, entropies, dead experts, and which domain goes where. Pure numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,18 @@ class RoutingMeter:
             entropy = -(decision.probs * decision.probs.clamp_min(1e-20).log()).sum(-1)
             self._entropy = self._entropy + (entropy * decision.valid).sum()
             self._units = self._units + decision.valid.sum()
+
+    def sums(self) -> dict[str, Tensor]:
+        """What was counted since the last `clear`, to go on from elsewhere; empty for nothing."""
+        if self._load is None:
+            return {}
+        return {"load": self._load, "entropy": torch.as_tensor(self._entropy), "units": torch.as_tensor(self._units)}
+
+    def set_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Count on from what `sums` gave."""
+        self.clear()
+        if sums:
+            self._load, self._entropy, self._units = sums["load"], sums["entropy"], sums["units"]
 
     def report(self) -> RoutingReport | None:
         """Figures of everything since the last `clear`; None when no router decided anything."""

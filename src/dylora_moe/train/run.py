@@ -1,12 +1,14 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
@@ -21,22 +23,38 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sampler import make_sampler
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.data.templates import set_template
-from dylora_moe.errors import ConfigError, RunError
+from dylora_moe.errors import ConfigError, DyLoraError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.load import read_config
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.evaluate.routing import RoutingReport
-from dylora_moe.run_dir import CONFIG, DATA, ENVIRONMENT, FINAL, REMOVED, RESULT, ROUTING, SAMPLES, RunDir, environment
+from dylora_moe.run_dir import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    FINAL,
+    REMOVED,
+    RESULT,
+    ROUTING,
+    SAMPLES,
+    START,
+    RunDir,
+    environment,
+)
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.record import RecordMetrics
+from dylora_moe.train.checkpoint import find_newest
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
-from dylora_moe.train.trainer import RoutedTrainer
+from dylora_moe.train.trainer import RoutedTrainer, read_state
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig, save_model
 from dylora_moe.tuner.head import Head, read_head
 
 # Rows of each domain that calibrate the router's features.
 _CALIBRATION_ROWS = 32
+# They say where a run is and how it is kept, and change no figure of it.
+_HARMLESS = {"output_dir", "run_name", "save_steps", "save_total_limit", "resume"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,20 +93,17 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
         if run.is_finished:
             return _finished(run, config)
         _check_machine(config)
-        _check_unused(run)
+        check_unfinished(run, config)
+        checkpoint = find_newest(run / CHECKPOINTS, tell=stages.console.print)
         set_seed(config.seed)
         session = prepare(config, run, stages)
-        _start_folder(session)
-
         with closing(ShowProgress(stages.console)) as progress:
             trainer = build_trainer(session, progress)
-            stages.console.print("Measuring the base before training ...")
-            calibrate_router(session)
-            answers = _answers(session)
-            before = trainer.measure()
-            trainer.train()
+            start = _begin(session, trainer, stages) if checkpoint is None else _go_on(session, checkpoint, stages)
+            trainer.train_from(checkpoint)
             after = trainer.measure()
-        result = _result(session, trainer, before, after, list(zip(answers, _answers(session), strict=True)))
+        result = _result(session, trainer, start, after, _answers(session))
+        shutil.rmtree(run / FINAL, ignore_errors=True)  # of this run, if it was killed before it had its result
         save_model(
             session.model,
             run / FINAL,
@@ -98,6 +113,56 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
         )
         run.write(RESULT, result)
     return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a run knew before its first step, and what it must find again to go on.
+
+    Attributes:
+        base_revision: Of the base.
+        data: Domain -> hash of its conversations.
+        before: The base's evaluation.
+        answers: The base's answers, one a domain.
+    """
+
+    base_revision: str | None
+    data: dict[str, str]
+    before: Evaluation
+    answers: list[Answer]
+
+
+def _begin(session: Session, trainer: RoutedTrainer, stages: Stages) -> Start:
+    """Measure the base, which an interrupted run does once."""
+    _start_folder(session)
+    stages.console.print("Measuring the base before training ...")
+    calibrate_router(session)
+    answers = _answers(session)
+    start = Start(**_inputs(session), before=trainer.measure(), answers=answers)
+    session.run.write(START, asdict(start))
+    return start
+
+
+def _go_on(session: Session, checkpoint: Path, stages: Stages) -> Start:
+    """Put the run folder back to where the checkpoint was made."""
+    start = TypeAdapter(Start).validate_python(session.run.read(START))
+    for name, now in _inputs(session).items():
+        if (then := getattr(start, name)) != now:
+            what = {"base_revision": "base", "data": "data"}[name]
+            raise RunError(
+                f"The {what} must be what the run in {session.run.path} began with, got {now} instead of {then}. "
+                "Bring it back, or choose another --run_name."
+            )
+    session.run.write(CONFIG, to_yaml(session.config))
+    session.run.cut(read_state(checkpoint)["journal"])
+    stages.console.print(f"Going on from {checkpoint.name}.", highlight=False)
+    return start
+
+
+def _inputs(session: Session) -> dict[str, Any]:
+    """What a run was made from besides its settings."""
+    data = {domain.domain: domain.sha256 for domain in session.data.summary.domains}
+    return {"base_revision": session.base.resolved.revision, "data": data}
 
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
@@ -159,6 +224,8 @@ def build_trainer(session: Session, progress: ShowProgress) -> RoutedTrainer:
         balance_coefficient=config.balance_coefficient,
         z_coefficient=config.z_coefficient,
         record_routing=record_routing,
+        checkpoints=run / CHECKPOINTS,
+        journal=run.sizes,
         callbacks=[RecordMetrics(run), progress],
     )
 
@@ -185,7 +252,9 @@ def _training_arguments(config: RunConfig) -> TrainingArguments:
         logging_steps=config.logging_steps,
         eval_strategy="steps" if config.eval_steps else "no",
         eval_steps=config.eval_steps,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -229,13 +298,13 @@ def _answers(session: Session) -> list[Answer]:
 def _result(
     session: Session,
     trainer: RoutedTrainer,
-    before: Evaluation,
+    start: Start,
     after: Evaluation,
-    answers: list[tuple[Answer, Answer]],
+    answers: list[Answer],
 ) -> dict[str, Any]:
     """The record that ends a run; the answers also go to the samples file."""
     samples = []
-    for domain, (old, new) in zip(session.data.domains, answers, strict=False):
+    for domain, old, new in zip(session.data.domains, start.answers, answers, strict=False):
         samples.append({"domain": domain, "before": asdict(old), "after": asdict(new)})
         session.run.append(SAMPLES, {"step": 0, "domain": domain, **asdict(old)})
         session.run.append(SAMPLES, {"step": trainer.state.global_step, "domain": domain, **asdict(new)})
@@ -249,21 +318,38 @@ def _result(
             for domain, rows, tokens in zip(session.data.domains, trainer.rows_seen, trainer.tokens_seen, strict=True)
         ],
         "parameters": [asdict(part) for part in count_parameters(session.model)],
-        "before": asdict(before),
+        "before": asdict(start.before),
         "after": asdict(after),
         "samples": samples,
     }
 
 
-def _check_unused(run: RunDir) -> None:
-    if not run.is_empty:
+def check_unfinished(run: RunDir, config: RunConfig) -> None:
+    """See to it that the run's folder is empty, or holds the same run, which did not finish.
+
+    Raises:
+        RunError: It holds something else, or a run with other settings.
+    """
+    if run.is_empty:
+        return
+    try:
+        stored = None if config.resume == "never" else read_config(run)
+    except DyLoraError:  # no run of ours
+        stored = None
+    if stored is None:
         raise RunError(
             f"a run folder must be new or empty, and {run.path} holds something else or a run that did not finish. "
             "Move or delete it, or choose another --run_name; nothing was changed."
         )
+    if changed := _differences(stored, config, harmless=_HARMLESS | {"logging_steps"}):
+        raise RunError(
+            f"{run.path} holds an unfinished run with other settings: {changed}. Go on with its own, or choose another "
+            "--run_name; nothing was changed."
+        )
 
 
 def _start_folder(session: Session) -> None:
+    session.run.cut(dict.fromkeys(session.run.sizes(), 0))  # lines of a run that was killed before its first checkpoint
     session.run.write(CONFIG, to_yaml(session.config))
     session.run.write(ENVIRONMENT, environment())
     session.run.write(DATA, view_data(session.data, session.base.tokenizer).as_record())
@@ -272,15 +358,16 @@ def _start_folder(session: Session) -> None:
 
 
 def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
-    stored = read_config(run)
-    settings = RunConfig.model_fields.keys() - {"output_dir", "run_name"}  # they only say where it is
-    changed = [name for name in settings if getattr(stored, name) != getattr(config, name)]
-    if changed:
-        differences = ", ".join(f"{n} {getattr(stored, n)!r} there, {getattr(config, n)!r} here" for n in changed)
-        raise RunError(
-            f"{run.path} holds a finished run with other settings: {differences}. Choose another --run_name."
-        )
+    if changed := _differences(read_config(run), config, harmless=_HARMLESS):
+        raise RunError(f"{run.path} holds a finished run with other settings: {changed}. Choose another --run_name.")
     return {**run.read(RESULT), "already_finished": True}
+
+
+def _differences(there: RunConfig, here: RunConfig, *, harmless: Collection[str]) -> str:
+    """Settings with other values, as text; empty where there is none that matters."""
+    names = [name for name in RunConfig.model_fields if name not in harmless]
+    changed = [name for name in names if getattr(there, name) != getattr(here, name)]
+    return ", ".join(f"{name} {getattr(there, name)!r} there, {getattr(here, name)!r} here" for name in changed)
 
 
 def _check_machine(config: RunConfig) -> None:

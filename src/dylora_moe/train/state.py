@@ -1,0 +1,89 @@
+"""Weights, optimizer and random numbers, as files of tensors and JSON: no pickle, and back bit for bit."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dylora_moe.errors import RunError
+from dylora_moe.tuner import DyLoraModel
+
+_WEIGHTS, _OPTIMIZER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+
+
+def save_weights(model: DyLoraModel, folder: Path) -> None:
+    """What training changes: experts and router, bit for bit, as the optimizer has them."""
+    save_file(_weights(model), folder / _WEIGHTS)
+
+
+def load_weights(model: DyLoraModel, folder: Path) -> None:
+    """Set what `save_weights` wrote.
+
+    Raises:
+        RunError: The model has other experts, ranks or targets.
+    """
+    saved, own = load_file(folder / _WEIGHTS), _weights(model)
+    wrong = [name for name in saved.keys() | own.keys() if not _fits(saved.get(name), own.get(name))]
+    if wrong:
+        raise RunError(f"{folder} must hold the weights of this model, got others for {min(wrong)}.")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+
+
+def _weights(model: DyLoraModel) -> dict[str, Tensor]:
+    """By name, sharing memory with the model."""
+    found = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    return found | {f"routers.{name}": value for name, value in model.routers.named_buffers()}
+
+
+def _fits(saved: Tensor | None, own: Tensor | None) -> bool:
+    return saved is not None and own is not None and (saved.shape, saved.dtype) == (own.shape, own.dtype)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
+    """Write the tensors of the optimizer's state, and return the rest of it as JSON has it."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{number}.{name}": value.contiguous() for number, of in state["state"].items() for name, value in of.items()
+    }
+    save_file(tensors, folder / _OPTIMIZER)
+    return {"groups": state["param_groups"]}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, record: Mapping[str, Any]) -> None:
+    """Set what `save_optimizer` wrote."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / _OPTIMIZER).items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    groups = [{**group, "betas": tuple(group["betas"])} for group in record["groups"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save_random(folder: Path) -> dict[str, Any]:
+    """Write the state of the random numbers of Python, numpy and torch, on the CPU and on every GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    states["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    save_file(states, folder / _RANDOM)
+    return {"python": random.getstate(), "numpy": [kind, place, has_gauss, gauss]}
+
+
+def load_random(folder: Path, record: Mapping[str, Any]) -> None:
+    """Set what `save_random` wrote."""
+    states = load_file(folder / _RANDOM)
+    version, numbers, gauss = record["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, place, has_gauss, last = record["numpy"]
+    np.random.set_state((kind, states["numpy"].numpy().astype(np.uint32), place, has_gauss, last))
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([states[f"cuda.{index}"] for index in range(torch.cuda.device_count())])
