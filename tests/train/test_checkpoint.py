@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_checkpoint_that_fails_leaves_the_others_and_nothing_else(parent: Path
 
 
 def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:
-    """On a real file system of 64 kB, which only root can make; elsewhere a limit on the size of files does it."""
+    """The system's limit on the size of a file stands for a full disk: writing fails in the same way."""
     resource = pytest.importorskip("resource")
 
     def fill_much(folder: Path) -> None:
@@ -86,8 +87,6 @@ def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:
 
     write_checkpoint(tmp_path, 1, fill)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
