@@ -1,6 +1,7 @@
-"""The disk: space checked before work starts, a full one recognised, and writing that outlives a loss of power."""
+"""The disk: space checked before work starts, a full one recognised, writing that outlives a loss of power, hashes."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from dylora_moe.errors import CacheError
 
+_PIECE = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # safetensors (Rust) and pip (another process) tell only in words.
 _FULL_TEXTS = (
@@ -71,3 +73,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; a file of any size in little memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dylora_moe.cache.disk import hash_file
 from dylora_moe.config import DatasetSpec
 from dylora_moe.data.readers import files_read
 from dylora_moe.data.registry import DataSource
@@ -50,21 +51,13 @@ def _identify_one(spec: DatasetSpec, registry: Mapping[str, DataSource]) -> dict
     path = spec.path if spec.path is not None else entry and entry.path
     content: Any = None
     if path is not None:
-        content = [(file.name, _hash_file(file)) for file in files_read(Path(path).expanduser())]
+        content = [(file.name, hash_file(file)) for file in files_read(Path(path).expanduser())]
     elif entry is not None and entry.kind == "hub":
         is_commit = entry.revision is not None and _COMMIT.fullmatch(entry.revision)
         content = entry.revision if is_commit else hub_fingerprint(entry)
     # A relative path gives a domain its name by the working directory.
     place = path and str(Path(path).expanduser().absolute())
     return {"spec": asdict(spec), "entry": entry and asdict(entry), "place": place, "content": content}
-
-
-def _hash_file(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

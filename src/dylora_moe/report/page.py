@@ -1,10 +1,9 @@
 """Sections -> a page of HTML."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from dylora_moe.report.wording import left_out, visible
 
@@ -15,16 +14,12 @@ def render_data(view: Mapping[str, Any]) -> str:
     Args:
         view: The record `data.json` of a run, or what `dylora data inspect --json` prints.
     """
-    return _render("Data", [_section("data.html", view)])
+    return _render("Data", [_TEMPLATES.get_template("data.html").render(view)])
 
 
-def _render(title: str, sections: list[Markup]) -> str:
+def _render(title: str, sections: Sequence[str]) -> str:
+    """Sections are HTML, in which their templates have escaped what came from data."""
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections)
-
-
-def _section(template: str, record: Mapping[str, Any]) -> Markup:
-    """A part of a page; its values are escaped by the template."""
-    return Markup(_TEMPLATES.get_template(template).render(record))
 
 
 _TEMPLATES = Environment(

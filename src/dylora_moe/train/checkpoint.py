@@ -3,7 +3,6 @@
 `checkpoints/step-000120/` holds the files that `fill` wrote and a manifest with their sizes and hashes, written last.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,13 +10,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dylora_moe.cache.disk import is_disk_full, sync
+from dylora_moe.cache.disk import hash_file, is_disk_full, sync
 from dylora_moe.errors import RunError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _PREFIX = "step-"
-_PIECE = 1 << 20
 
 
 def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None]) -> Path:
@@ -59,7 +57,7 @@ def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None]) -> P
 def _seal(folder: Path) -> None:
     """Write the manifest, last, and force everything to disk before the folder gets its name."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    listed = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for name, path in files.items()}
     (folder / MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": listed}, indent=2) + "\n", encoding="utf-8")
     for path in (*files.values(), folder / MANIFEST, folder):
         sync(path)
@@ -77,7 +75,7 @@ def find_fault(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sha256(path) != expected["sha256"]:
+            if hash_file(path) != expected["sha256"]:
                 return f"{name} is not what was written: its hash differs"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -107,11 +105,3 @@ def _all(parent: Path) -> list[Path]:
     """Checkpoints in the order of their steps."""
     folders = [path for path in parent.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(folders, key=lambda path: int(path.name.removeprefix(_PREFIX)))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +23,8 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sampler import make_sampler
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.data.templates import set_template
-from dylora_moe.errors import ConfigError, DyLoraError, RunError
+from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
-from dylora_moe.evaluate.load import read_config
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.evaluate.routing import RoutingReport
@@ -46,6 +45,7 @@ from dylora_moe.run_dir import (
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.record import RecordMetrics
 from dylora_moe.train.checkpoint import find_newest
+from dylora_moe.train.folder import check_unfinished, finished_result
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
 from dylora_moe.train.trainer import RoutedTrainer, read_state
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig, save_model
@@ -53,8 +53,6 @@ from dylora_moe.tuner.head import Head, read_head
 
 # Rows of each domain that calibrate the router's features.
 _CALIBRATION_ROWS = 32
-# They say where a run is and how it is kept, and change no figure of it.
-_HARMLESS = {"output_dir", "run_name", "save_steps", "save_total_limit", "resume"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +89,7 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
     run = RunDir(config.run_dir)
     with run.locked():
         if run.is_finished:
-            return _finished(run, config)
+            return finished_result(run, config)
         _check_machine(config)
         check_unfinished(run, config)
         checkpoint = find_newest(run / CHECKPOINTS, tell=stages.console.print)
@@ -324,30 +322,6 @@ def _result(
     }
 
 
-def check_unfinished(run: RunDir, config: RunConfig) -> None:
-    """See to it that the run's folder is empty, or holds the same run, which did not finish.
-
-    Raises:
-        RunError: It holds something else, or a run with other settings.
-    """
-    if run.is_empty:
-        return
-    try:
-        stored = None if config.resume == "never" else read_config(run)
-    except DyLoraError:  # no run of ours
-        stored = None
-    if stored is None:
-        raise RunError(
-            f"a run folder must be new or empty, and {run.path} holds something else or a run that did not finish. "
-            "Move or delete it, or choose another --run_name; nothing was changed."
-        )
-    if changed := _differences(stored, config, harmless=_HARMLESS | {"logging_steps"}):
-        raise RunError(
-            f"{run.path} holds an unfinished run with other settings: {changed}. Go on with its own, or choose another "
-            "--run_name; nothing was changed."
-        )
-
-
 def _start_folder(session: Session) -> None:
     session.run.cut(dict.fromkeys(session.run.sizes(), 0))  # lines of a run that was killed before its first checkpoint
     session.run.write(CONFIG, to_yaml(session.config))
@@ -355,19 +329,6 @@ def _start_folder(session: Session) -> None:
     session.run.write(DATA, view_data(session.data, session.base.tokenizer).as_record())
     if session.data.removed_file.stat().st_size:
         shutil.copyfile(session.data.removed_file, session.run / REMOVED)
-
-
-def _finished(run: RunDir, config: RunConfig) -> dict[str, Any]:
-    if changed := _differences(read_config(run), config, harmless=_HARMLESS):
-        raise RunError(f"{run.path} holds a finished run with other settings: {changed}. Choose another --run_name.")
-    return {**run.read(RESULT), "already_finished": True}
-
-
-def _differences(there: RunConfig, here: RunConfig, *, harmless: Collection[str]) -> str:
-    """Settings with other values, as text; empty where there is none that matters."""
-    names = [name for name in RunConfig.model_fields if name not in harmless]
-    changed = [name for name in names if getattr(there, name) != getattr(here, name)]
-    return ", ".join(f"{name} {getattr(there, name)!r} there, {getattr(here, name)!r} here" for name in changed)
 
 
 def _check_machine(config: RunConfig) -> None:
