@@ -1,30 +1,104 @@
-"""Each recipe in the repository is a run that its settings allow."""
+"""Each recipe in the repository is a run that its settings allow, and its header says how to start it."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from dylora_moe.config import load_recipe, make_config
+from dylora_moe.cli.train import command
+from dylora_moe.config import RunConfig, load_recipe, make_config
+from dylora_moe.config.presets import PRESETS, Machine, settle, with_preset
+from dylora_moe.data.registry import REGISTRY
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
+HEADER = ["command", "hardware", "time", "result", "source"]
+DEVICE = "-{device}"
+
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
-def test_there_are_recipes() -> None:
-    assert FOLDER / "quickstart.yaml" in RECIPES
+def config_of(path: Path) -> RunConfig:
+    return make_config(with_preset(load_recipe(path), {}), where=str(path))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def header(path: Path) -> dict[str, str]:
+    """Word -> what the header says under it."""
+    comment = path.read_text(encoding="utf-8").partition("\n#\n")[2].partition("\nbase_model")[0]
+    parts = re.split(r"^# (\w+) {2,}", comment, flags=re.MULTILINE)[1:]
+    return {word: text.strip() for word, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def test_those_of_the_founding_documents_are_there() -> None:
+    names = "full italian_teacher memory_limited production proof_of_concept quick_test quickstart"
+    assert {path.stem for path in RECIPES} >= set(names.split())
+
+
+@each_recipe
 def test_a_recipe_is_valid(path: Path) -> None:
-    config = make_config(load_recipe(path), where=str(path))
-    for dataset in config.datasets:
+    for dataset in config_of(path).datasets:
         spec = parse_dataset_spec(dataset)
-        assert spec.name or spec.path
         if spec.name is None:
             check_path(spec)
+        else:
+            # A path beside the name of what is on a hub would be one on the machine of whoever wrote the recipe.
+            assert (spec.path is not None) == (REGISTRY[spec.name].kind == "file")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@each_recipe
 def test_a_run_is_named_as_its_recipe(path: Path) -> None:
-    assert load_recipe(path).get("run_name", path.stem) == path.stem
+    assert load_recipe(path).get("run_name", path.stem).removesuffix(DEVICE) == path.stem
+
+
+@each_recipe
+def test_a_header_says_what_a_newcomer_asks(path: Path) -> None:
+    said = header(path)
+    assert list(said)[: len(HEADER)] == HEADER and all(said.values())
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@each_recipe
+def test_the_command_of_a_header_starts_this_recipe(path: Path) -> None:
+    found = re.search(r"dylora (train .*)", header(path)["command"])
+    assert found is not None
+    verb, *arguments = shlex.split(found[1])
+    context = command.make_context(verb, arguments)
+    assert context.params["recipe"] == path.relative_to(FOLDER.parent)
+
+
+@each_recipe
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_recipe_runs_with_every_preset(path: Path, preset: str) -> None:
+    plain = config_of(path)
+    suited = make_config(with_preset(load_recipe(path), {"preset": preset}))
+    assert (
+        suited.batch_size * suited.gradient_accumulation_steps == plain.batch_size * plain.gradient_accumulation_steps
+    )
+    assert suited.batch_size <= PRESETS[preset].micro_batch
+
+
+def test_the_figures_of_the_founding_documents() -> None:
+    expected = {
+        "proof_of_concept": {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "early_stopping_patience": 5},
+        "full": {"lora_r": 16, "lora_alpha": 32, "eval_steps": "epoch", "early_stopping_patience": 3, "bf16": True},
+        "italian_teacher": {"num_epochs": 3, "save_steps": 500, "eval_steps": 100, "logging_steps": 10}
+        | {"save_total_limit": 3, "warmup_ratio": 0.03, "weight_decay": 0.01, "learning_rate": 2e-4},
+        "quick_test": {"batch_size": 2, "num_epochs": 3, "gradient_accumulation_steps": 8, "learning_rate": 2e-4},
+        "production": {"batch_size": 4, "num_epochs": 20, "gradient_accumulation_steps": 16, "learning_rate": 1e-4},
+        "memory_limited": {"batch_size": 2, "gradient_accumulation_steps": 32, "max_length": 768}
+        | {"gradient_checkpointing": True},
+    }
+    for name, values in expected.items():
+        config = config_of(FOLDER / f"{name}.yaml").model_dump()
+        assert {setting: config[setting] for setting in values} == values, name
+        assert config["load_best_model_at_end"] and config["lr_scheduler_type"] == "cosine"
+
+
+def test_the_italian_teacher_suits_the_cards_of_its_document() -> None:
+    config = config_of(FOLDER / "italian_teacher.yaml")
+    t4 = Machine(device_name="Tesla T4", memory_bytes=15_600_000_000, kind="cuda", has_bf16=False)
+    on_t4 = settle(config, t4)
+    assert (on_t4.batch_size, on_t4.gradient_accumulation_steps, on_t4.eval_batch_size) == (1, 8, 1)
+    assert on_t4.fp16 and on_t4.run_name == "italian_teacher-tesla-t4"

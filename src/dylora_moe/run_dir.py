@@ -6,8 +6,10 @@ It is all that stages share: training writes, evaluation, chat and reports read.
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -31,8 +33,11 @@ CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 FINAL = "final"
 EVAL = "eval"
-_LINES = (METRICS, ROUTING, SAMPLES)
-_LOCK = ".lock"
+WARNINGS = "warnings.jsonl"
+_LINES = (METRICS, ROUTING, SAMPLES, WARNINGS)
+# What a run writes between its start and its end.
+_BEGUN = (CONFIG, ENVIRONMENT, DATA, START, *_LINES)
+_LOCK, _HOLDER = ".lock", ".lock.json"
 
 _PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 
@@ -49,7 +54,7 @@ class RunDir:
     @property
     def is_empty(self) -> bool:
         """True when the folder holds nothing but its lock."""
-        return all(entry.name == _LOCK for entry in self.path.iterdir())
+        return all(entry.name in (_LOCK, _HOLDER) for entry in self.path.iterdir())
 
     @property
     def is_finished(self) -> bool:
@@ -69,29 +74,41 @@ class RunDir:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(
-                f"{self.path} is in use by another process. Wait for it, or choose another --run_name."
+                f"{self.path} is in use by another process{self._holder()}. Wait for it, or choose another --run_name."
             ) from error
         except OSError as error:
             raise RunError(f"the run folder {self.path} must be a folder that can be written: {error}.") from error
         try:
+            self.write(_HOLDER, {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T")})
             yield
         finally:
+            (self.path / _HOLDER).unlink(missing_ok=True)
             lock.release()
+
+    def _holder(self) -> str:
+        """Who says to hold the lock, for a person to read."""
+        try:
+            holder = self.read(_HOLDER)
+            return f" (number {holder['process']} on {holder['host']}, since {holder['since']})"
+        except (RunError, KeyError, OSError):
+            return ""
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one JSON line to a file."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def write(self, name: str, content: str | Mapping[str, Any]) -> None:
+    def write(self, name: str, content: str | bytes | Mapping[str, Any]) -> None:
         """Write a file whole: readers see the old one or the new one, never a part."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        if isinstance(content, Mapping):
+            content = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        data = content.encode() if isinstance(content, str) else content
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -100,16 +117,24 @@ class RunDir:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file of lines that training writes; 0 for one that is not there."""
-        paths = {name: self.path / name for name in _LINES}
-        return {name: path.stat().st_size if path.is_file() else 0 for name, path in paths.items()}
-
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Take back the lines that were written after `sizes` was called."""
-        for name, size in sizes.items():
+    def copy_to(self, folder: Path) -> None:
+        """Copy into a new folder what a run has before it ends, its lines and what it began with, to go on from."""
+        folder.mkdir()
+        for name in _BEGUN:
             if (path := self.path / name).is_file():
-                os.truncate(path, size)
+                shutil.copyfile(path, folder / name)
+
+    def clear(self) -> None:
+        """Delete what a run writes between its start and its end."""
+        for name in _BEGUN:
+            (self.path / name).unlink(missing_ok=True)
+
+    def copy_from(self, folder: Path) -> None:
+        """Be as the run was when `copy_to` filled the folder."""
+        self.clear()
+        for name in _BEGUN:
+            if (path := folder / name).is_file():
+                self.write(name, path.read_bytes())
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run.

@@ -92,7 +92,7 @@ def test_a_base_that_does_not_exist(refused: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--num_experts", 0], ["num_experts", "greater than or equal to 1", "got 0"]),
+        (["--num_experts", 0], ["num_experts", "of at least 1", "got 0"]),
         (["--num_experts", -3], ["num_experts", "got -3"]),
         (["--top_k", 9], ["top_k must be between 1 and num_experts=3, got 9"]),
         (["--num_experts", 4, "--lora-r", 12], ["lora_r must be a multiple of 8 with 4 experts", "got 12", "Take 16"]),

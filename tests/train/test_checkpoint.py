@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dylora_moe.errors import RunError
-from dylora_moe.train.checkpoint import find_fault, find_newest, prune, write_checkpoint
+from dylora_moe.train.checkpoint import find_fault, find_newest, find_step, prune, write_checkpoint
 
 FILES = {"a.bin": b"\x00" * 1000, "inner/b.json": b'{"x": 1}'}
 
@@ -98,23 +98,45 @@ def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:
     assert newest(tmp_path) == ("step-000001", [])
 
 
-def test_a_damaged_checkpoint_of_the_same_step_is_replaced(parent: Path) -> None:
+def names(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir())
+
+
+def test_a_second_checkpoint_of_a_step_stands_beside_the_first_until_it_is_complete(parent: Path) -> None:
+    def look(folder: Path) -> None:
+        assert find_fault(parent / "step-000100") is None
+        fill(folder)
+
+    write_checkpoint(parent, 100, look)
+    assert newest(parent) == ("step-000100.1", [])
+    assert find_step(parent, 100) == parent / "step-000100.1"
+    write_checkpoint(parent, 100, look)
+    prune(parent, step=100, keep=2)
+    assert names(parent) == ["step-000020", "step-000100.2"]
+
+
+def test_what_a_kept_checkpoint_needs_is_kept(parent: Path) -> None:
+    prune(parent, step=100, keep=1, needed=lambda folder: 5 if folder.name == "step-000100" else None)
+    assert names(parent) == ["step-000005", "step-000100"]
+
+
+def test_later_checkpoints_than_the_newest_are_those_that_were_not_sound(parent: Path) -> None:
+    """The run went on from before them, so they must not take the place of sound ones."""
     (parent / "step-000100" / "a.bin").write_bytes(b"")
-    (parent / "step-000100" / "more.bin").write_bytes(b"")
-    write_checkpoint(parent, 100, fill)
-    assert newest(parent) == ("step-000100", [])
-    assert not (parent / "step-000100" / "more.bin").exists()
+    write_checkpoint(parent, 30, fill)
+    prune(parent, step=30, keep=1)
+    assert names(parent) == ["step-000030"]
 
 
 def test_the_newest_are_kept_by_their_number(parent: Path) -> None:
-    prune(parent, keep=2)
+    prune(parent, step=100, keep=2)
     assert sorted(path.name for path in parent.iterdir()) == ["step-000020", "step-000100"]
 
 
 def test_a_format_of_another_version_is_passed_over(parent: Path) -> None:
     manifest = parent / "step-000100" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
-    assert "format 2" in (find_fault(parent / "step-000100") or "")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
+    assert "format 1" in (find_fault(parent / "step-000100") or "")
 
 
 class Mark:

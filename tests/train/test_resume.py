@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from tests.train.whole import HARD, outcome
 
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.errors import RunError
@@ -20,45 +21,9 @@ from dylora_moe.run_dir import RunDir
 from dylora_moe.train import run as run_module
 from dylora_moe.train.run import train
 
-# Saves fall between lines of metrics, evaluations and ends of epochs.
-HARD = {
-    "max_steps": 13,
-    "gradient_accumulation_steps": 2,
-    "batch_size": 4,
-    "lora_dropout": 0.2,
-    "logging_steps": 4,
-    "eval_steps": 6,
-    "save_steps": 3,
-    "save_total_limit": 2,
-    "sample_tokens": 4,
-}
-CLOCKS = {"seconds", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-
 
 class Stop(Exception):
     """Stands for whatever ends a process in the middle of a step."""
-
-
-def outcome(run: RunDir) -> dict[str, Any]:
-    """All that a run leaves, but for clocks and paths."""
-    files = sorted((run / "final").rglob("*.safetensors"))
-    lines = {
-        name: [
-            {key: value for key, value in line.items() if key not in CLOCKS}
-            for line in run.read_lines(name)
-            if "train_runtime" not in line
-        ]
-        for name in ("metrics.jsonl", "routing.jsonl", "samples.jsonl")
-    }
-    result = {key: value for key, value in run.read("result.json").items() if key != "run"}
-    return {
-        "weights": {
-            str(file.relative_to(run.path)): {name: value.numpy().tobytes() for name, value in load_file(file).items()}
-            for file in files
-        },
-        "lines": lines,
-        "result": result,
-    }
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -208,3 +173,48 @@ def test_a_run_without_a_sound_checkpoint_begins_again(stopped: RunConfig) -> No
     whole = stopped.model_copy(update={"run_name": "whole"})
     train(whole)
     assert outcome(RunDir(stopped.run_dir)) == outcome(RunDir(whole.run_dir))
+
+
+@pytest.fixture
+def checkpoint(stopped: RunConfig) -> Path:
+    return stopped.run_dir / "checkpoints" / "step-000003"
+
+
+def test_a_checkpoint_goes_on_in_another_folder(
+    tiny_config: Callable[..., RunConfig], stopped: RunConfig, checkpoint: Path, tmp_path: Path
+) -> None:
+    """With the lines of metrics up to there; the run it is of may be gone, and so may the process, and again."""
+    before = content(stopped)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint, moved)
+    config = tiny_config(**HARD, run_name="other", resume=str(moved))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 7)
+        train(config)
+    shutil.rmtree(moved)
+    train(config)
+    train(whole := tiny_config(**HARD, run_name="whole"))
+    assert outcome(RunDir(config.run_dir)) == outcome(RunDir(whole.run_dir))
+    assert content(stopped) == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny_config: Callable[..., RunConfig], checkpoint: Path) -> None:
+    config = tiny_config(**HARD | {"learning_rate": 0.5}, run_name="other", resume=str(checkpoint))
+    with pytest.raises(RunError, match=r"learning_rate 0\.01 there, 0\.5 here"):
+        train(config)
+    assert set(content(config)) <= {".lock"}
+
+
+@pytest.mark.parametrize("kind", ["damaged", "missing", "a file"])
+def test_what_is_no_sound_checkpoint_is_refused(
+    tiny_config: Callable[..., RunConfig], checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "damaged":
+        (checkpoint / "loop.safetensors").write_bytes(b"")
+    given = {"damaged": checkpoint, "missing": tmp_path / "nothing", "a file": checkpoint / "state.json"}[kind]
+    config = tiny_config(**HARD, run_name="other", resume=str(given))
+    with pytest.raises(
+        RunError, match=r"resume must be auto, never or the folder of a sound checkpoint.*loop|manifest"
+    ):
+        train(config)
+    assert set(content(config)) <= {".lock"}

@@ -13,12 +13,13 @@ import torch
 from dylora_moe.errors import RunError
 from dylora_moe.train.run import Session
 from dylora_moe.train.state import (
+    Saved,
     load_optimizer,
-    load_random,
     load_weights,
+    random_state,
     save_optimizer,
-    save_random,
     save_weights,
+    set_random_state,
 )
 
 
@@ -26,15 +27,15 @@ def through_json(record: Any) -> Any:
     return json.loads(json.dumps(record))
 
 
-def test_random_numbers_of_every_kind_go_on(tmp_path: Path) -> None:
+def test_random_numbers_of_every_kind_go_on() -> None:
     def draw() -> tuple[Any, ...]:
         normal = np.random.standard_normal(3).tolist()  # an odd number: one of a pair is kept for the next call
         return random.random(), random.gauss(0, 1), normal, torch.rand(3).tolist(), torch.randn(3).tolist()
 
     draw()
-    record = save_random(tmp_path)
+    saved = random_state()
     expected = [draw(), draw()]
-    load_random(tmp_path, through_json(record))
+    set_random_state(Saved(tensors=saved.tensors, record=through_json(saved.record)))
     assert [draw(), draw()] == expected
 
 

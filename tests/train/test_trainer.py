@@ -12,6 +12,7 @@ from torch import Tensor
 from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.run import Session, build_trainer, calibrate_router
+from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner.auxiliary import balance_loss
 
@@ -39,7 +40,7 @@ def labelled(row: Any) -> int:
 
 
 def new_trainer(session: Session) -> RoutedTrainer:
-    return build_trainer(session, ShowProgress(Console(quiet=True)))
+    return build_trainer(session, ShowProgress(Console(quiet=True)), stop=StopSignals(), tell=print)
 
 
 def fit(session: Session, *callbacks: Any) -> RoutedTrainer:
@@ -105,9 +106,9 @@ def test_a_step_of_packs_is_the_same_step(
     found = gradients.steps.pop()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
-    assert packed.rows_seen.tolist() == alone.rows_seen.tolist() == [2, 2, 2]
+    assert packed.figures.rows.tolist() == alone.figures.rows.tolist() == [2, 2, 2]
     lengths = [sum(len(row) for row in six_rows if row.domain == domain) for domain in range(3)]
-    assert packed.tokens_seen.tolist() == alone.tokens_seen.tolist() == lengths
+    assert packed.figures.tokens.tolist() == alone.figures.tokens.tolist() == lengths
 
 
 @pytest.mark.parametrize("granularity", ["token", "sequence"])

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dylora_moe.errors import DyLoraError
+from dylora_moe.train.stopping import EXIT_CODE, Stopped
 
 # Verb -> (module, what it does). The texts stand here so that `dylora --help` imports no verb.
 _VERBS = {
@@ -15,6 +16,7 @@ _VERBS = {
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
     "chat": ("chat", "Ask a trained run something."),
     "experts": ("experts", "List and export the experts of a run."),
+    "config": ("config", "Show, explain and check settings; presets of machines."),
     "data": ("data", "List data sets, and look at what a recipe would train on."),
 }
 
@@ -46,12 +48,15 @@ def dylora() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command line."""
+    """Entry point. Exit codes: 0 done, 1 an error that is explained, 2 a wrong command line, 75 stopped by a signal."""
     try:
         return dylora(arguments)
     except DyLoraError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except Stopped as error:
+        click.echo(f"{error}: stopped, nothing is lost. The same command goes on.", err=True)
+        sys.exit(EXIT_CODE)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:

@@ -8,21 +8,34 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from dylora_moe.config import RunConfig, load_recipe, make_config, split_list
+from dylora_moe.config import ALIASES, RunConfig, load_recipe, make_config, split_list, with_own_names
+from dylora_moe.config.explain import shown
+from dylora_moe.config.names import NUM_NAMED, REPLACED, did_you_mean, nearest, plain_name
+from dylora_moe.config.presets import with_preset
+
+_LISTS = ("datasets", "target_modules", "report_to")
 
 
 def setting_options() -> list[click.Option]:
-    """One click option for each setting; an option that is not given yields no value at all."""
-    return [_option(name, field) for name, field in RunConfig.model_fields.items()]
+    """One click option for each setting, and a hidden one for each other name of it; one not given yields nothing."""
+    fields = RunConfig.model_fields
+    own = [_option(name, field) for name, field in fields.items()]
+    return own + [_option(alias, fields[name], setting=name) for alias, name in ALIASES.items()]
 
 
 def given_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings among a command's values that were really given."""
-    return {name: value for name, value in values.items() if name in RunConfig.model_fields and value is not None}
+    """The settings among a command's values that were really given, under our names.
+
+    Raises:
+        ConfigError: a setting was given under two names.
+    """
+    known = {*RunConfig.model_fields, *ALIASES}
+    given = {name: value for name, value in values.items() if name in known and value is not None}
+    return with_own_names(given, where="flags")
 
 
 def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
-    """A command's recipe, with the settings that were given as flags in their place.
+    """A command's recipe, with the preset, the scenario and the settings that were given as flags over it.
 
     Raises:
         ConfigError: the recipe cannot be read, or a setting is unknown or out of range.
@@ -30,12 +43,36 @@ def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
     stored = load_recipe(recipe) if recipe else {}
     if recipe and "run_name" not in stored:
         stored["run_name"] = recipe.stem
-    return make_config(stored | given_settings(values), where=str(recipe) if recipe else "flags")
+    return make_config(with_preset(stored, given_settings(values)), where=str(recipe) if recipe else "flags")
+
+
+class _SettingsCommand(click.Command):
+    """A command that says what an unknown flag was meant to be."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(_unknown_flag(error.option_name, self.get_params(ctx)), ctx=ctx) from error
+
+
+def _unknown_flag(flag: str, parameters: list[click.Parameter]) -> str:
+    name = plain_name(flag)
+    if name in REPLACED:
+        return f"there is no flag {flag}. {REPLACED[name]}"
+    spelt: dict[str, str] = {}
+    for parameter in parameters:
+        for option in (*parameter.opts, *parameter.secondary_opts) if isinstance(parameter, click.Option) else ():
+            word, own = plain_name(option), str(parameter.name)
+            # Another name of a setting follows the setting, and is answered with the setting's.
+            spelt.setdefault(word, spelt.get(word.replace(own, ALIASES.get(own, own)), option))
+    near = list(dict.fromkeys(spelt[word] for word in nearest(name, spelt)))[:NUM_NAMED]
+    return f"there is no flag {flag}. {did_you_mean(near) or '`dylora config explain` lists those of settings.'}"
 
 
 def recipe_command(name: str, callback: Callable[..., None], *options: click.Option) -> click.Command:
     """A verb that takes a recipe, `--json`, its own options, and every setting as a flag."""
-    return click.Command(
+    return _SettingsCommand(
         name,
         callback=callback,
         help=callback.__doc__,
@@ -48,31 +85,66 @@ def recipe_command(name: str, callback: Callable[..., None], *options: click.Opt
     )
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+def _option(name: str, field: FieldInfo, *, setting: str | None = None) -> click.Option:
+    """The flag of a setting under one of its names; under another one than ours it is not in the help."""
     hyphened = name.replace("_", "-")
     spellings = [f"--{name}"] if hyphened == name else [f"--{name}", f"--{hyphened}"]
     kind = _plain_type(field.annotation)
-    default = "" if field.default is None else f" Default: {_shown(field.default)}."
-    text = f"{field.description}{default}"
+    default = "" if field.default is None else f" Default: {shown(field.default)}."
+    common: dict[str, Any] = {
+        "default": None,
+        "help": f"{field.description}{default}",
+        "hidden": setting is not None,
+    }
     if kind is bool:
         # A declaration without its first half adds a spelling of "off"; two halves would repeat one of "on".
         off = [f" /--no-{hyphened}", f" /--no_{name}"]
-        return click.Option([*spellings, *off, name], is_flag=True, default=None, help=text)
-    if name in ("datasets", "target_modules"):
-        return click.Option([*spellings, name], default=None, help=text, callback=_as_list(name), metavar="A,B,...")
-    if name == "domain_weights":
-        return click.Option([*spellings, name], default=None, help=text, callback=_as_weights, metavar="A=2,B=1,...")
+        return click.Option([*spellings, *off, name], is_flag=True, **common)
+    return click.Option([*spellings, name], **common, **_reading(setting or name, kind))
+
+
+def _reading(setting: str, kind: Any) -> dict[str, Any]:
+    """How the text of a flag becomes the value of a setting that is no switch: what click.Option takes."""
+    if setting in _LISTS:
+        return {"callback": _as_list(setting), "metavar": "A,B,..."}
+    if setting == "domain_weights":
+        return {"callback": _as_weights, "metavar": "A=2,B=1,..."}
     if get_origin(kind) is Literal:
-        return click.Option([*spellings, name], type=click.Choice(get_args(kind)), default=None, help=text)
-    return click.Option([*spellings, name], type=kind if kind in (int, float) else str, default=None, help=text)
+        return {"type": click.Choice(get_args(kind))}
+    if isinstance(kind, tuple):
+        return {"type": _IntOrWord(kind)}
+    return {"type": kind if kind in (int, float) else str}
+
+
+class _IntOrWord(click.ParamType):
+    """A whole number, or one of a few words."""
+
+    name = "integer or word"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "|".join(["INTEGER", *self.words])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in self.words:
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number or {' or '.join(self.words)}.", param, ctx)
 
 
 def _plain_type(annotation: Any) -> Any:
-    """`int | None` -> int; other types as they are."""
-    if get_origin(annotation) in (types.UnionType, Union):
-        parts = [part for part in get_args(annotation) if part is not type(None)]
-        return parts[0] if len(parts) == 1 else str
-    return annotation
+    """`int | None` -> int; a number or words -> the words; other unions -> str; other types as they are."""
+    if get_origin(annotation) not in (types.UnionType, Union):
+        return annotation
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    words = [get_args(part) for part in parts if get_origin(part) is Literal]
+    if len(parts) == 1:
+        return parts[0]
+    return words[0] if int in parts and len(words) == len(parts) - 1 == 1 else str
 
 
 def _as_list(name: str) -> Any:
@@ -95,7 +167,3 @@ def _as_weights(ctx: click.Context, option: click.Parameter, value: str | None) 
     if not all(name and sign for name, sign, _ in pairs) or len(set(names)) < len(names):
         raise click.BadParameter(f"must be different names and their numbers such as code=2,maths=1, got {value!r}.")
     return {name.strip(): number.strip() for name, _, number in pairs}
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

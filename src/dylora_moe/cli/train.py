@@ -18,6 +18,9 @@ from dylora_moe.cli.show import (
     show_samples,
 )
 from dylora_moe.cli.show_data import show_data, show_lengths
+from dylora_moe.config import RunConfig
+from dylora_moe.config.explain import remarks
+from dylora_moe.train.stopping import StopSignals
 
 
 def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
@@ -27,20 +30,27 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     train four experts on the built-in skill sets.
     """
     config = config_of(recipe, settings)
+    with StopSignals() as stop:
+        _run(config, as_json, stop)
 
+
+def _run(config: RunConfig, as_json: bool, stop: StopSignals) -> None:
     from dylora_moe.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from dylora_moe.train.folder import settle_here
     from dylora_moe.train.run import Stages, train
 
     console = consoles(as_json)
+    given, config = config, settle_here(config)
     console.print(f"Run [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
+    _show_settings(console, given, config)
     stages = Stages(
         data=lambda data: _show_data(console, asdict(data.summary)),
         parameters=lambda parts: show_parameters(console, parts),
         console=console,
     )
-    result = train(config, stages)
+    result = train(config, stages, stop)
     if result.get("already_finished"):
         console.print("This run is finished already; nothing was trained. Its result:")
     show_losses(console, result["before"], result["after"])
@@ -49,6 +59,16 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     _show_next(console, config.run_dir, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _show_settings(console: Any, given: RunConfig, config: RunConfig) -> None:
+    """What the preset changed, and settings of unusual value."""
+    if given.preset != config.preset:
+        changed = [name for name in RunConfig.model_fields if getattr(given, name) != getattr(config, name)]
+        values = ", ".join(f"{name} {getattr(config, name)}" for name in changed if name not in ("preset", "run_name"))
+        console.print(f"Preset {config.preset}, this machine's: {values or 'nothing to change'}.", highlight=False)
+    for remark in remarks(config):
+        console.print(f"Note: {remark}", highlight=False, markup=False)
 
 
 def _show_data(console: Any, summary: dict[str, Any]) -> None:

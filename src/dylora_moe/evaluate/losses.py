@@ -1,7 +1,7 @@
 """Loss of a model on rows of several domains, and how it routed them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ def evaluate_domains(
     *,
     batch_size: int,
     pad_token_id: int,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Run every row once, in evaluation mode, rows of like length together.
 
@@ -49,13 +50,14 @@ def evaluate_domains(
         rows: Domain -> rows; each row's `domain` is the index of its domain in this order.
         batch_size: Rows in one pass.
         pad_token_id: What fills short rows.
+        before_batch: Called before each pass; what it raises ends the evaluation.
     """
     was_training = model.training
     model.eval()
     collate, meter = Collator(pad_token_id=pad_token_id), RoutingMeter(model.expert_names, tuple(rows))
     try:
         results = [
-            _evaluate_one(model, head, name, index, domain_rows, batch_size, collate, meter)
+            _evaluate_one(model, head, name, index, domain_rows, batch_size, collate, meter, before_batch)
             for index, (name, domain_rows) in enumerate(rows.items())
         ]
     finally:
@@ -73,11 +75,13 @@ def _evaluate_one(
     batch_size: int,
     collate: Collator,
     meter: RoutingMeter,
+    before_batch: Callable[[], None],
 ) -> DomainLoss:
     lengths = [len(row) for row in rows]
     ordered = sorted(range(len(rows)), key=lengths.__getitem__)
     total, tokens = 0.0, 0
     for start in range(0, len(ordered), batch_size):
+        before_batch()
         chosen = collate([rows[place] for place in ordered[start : start + batch_size]])
         batch = {key: value.to(model.device) for key, value in chosen.items()}
         domain = batch.pop("domain")

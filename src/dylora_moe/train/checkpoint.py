@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from dylora_moe.cache.disk import hash_file, is_disk_full, sync
 from dylora_moe.errors import RunError
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
-_PREFIX = "step-"
+_FORMAT = 2
+_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
 def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None]) -> Path:
@@ -29,17 +30,15 @@ def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None]) -> P
     Raises:
         RunError: The folder cannot be written or its disk is full; earlier checkpoints are as they were.
     """
-    folder = parent / f"{_PREFIX}{step:06d}"
     try:
         parent.mkdir(exist_ok=True)
-        for leftover in parent.glob(f".{_PREFIX}*.part"):  # of a process that was killed here
+        for leftover in parent.glob(".step-*.part"):  # of a process that was killed here
             shutil.rmtree(leftover)
+        folder = _new_folder(parent, step)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=parent))
         try:
             fill(temporary)
             _seal(temporary)
-            if folder.exists():
-                shutil.rmtree(folder)
             os.replace(temporary, folder)
             sync(parent)
         finally:
@@ -94,14 +93,43 @@ def find_newest(parent: Path, *, tell: Callable[[str], None]) -> Path | None:
     return None
 
 
-def prune(parent: Path, *, keep: int) -> None:
-    """Delete all but the newest so many checkpoints."""
-    for folder in _all(parent)[:-keep]:
-        (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half a folder never looks sound
-        shutil.rmtree(folder)
+def find_step(parent: Path, step: int) -> Path | None:
+    """The checkpoint of a step, the last one made where there are several; None where there is none."""
+    return next((folder for folder in reversed(_all(parent)) if _key(folder)[0] == step), None)
+
+
+def prune(parent: Path, *, step: int, keep: int, needed: Callable[[Path], int | None] = lambda folder: None) -> None:
+    """Delete all checkpoints but the newest so many steps' and those that they need.
+
+    Args:
+        parent: Folder of all checkpoints of a run.
+        step: Of the newest one. Later ones are those that were not sound when the run went on from before them.
+        keep: How many to keep; of several of one step only the newest counts.
+        needed: Checkpoint -> the step of another that must be there with it.
+    """
+    newest = {_key(folder)[0]: folder for folder in _all(parent)}
+    kept = sorted(other for other in newest if other <= step)[-keep:]
+    steps = {*kept, *(needed(newest[other]) for other in kept)}
+    for folder in _all(parent):
+        other = _key(folder)[0]
+        if other not in steps or folder != newest[other]:
+            (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half a folder never looks sound
+            shutil.rmtree(folder)
+
+
+def _new_folder(parent: Path, step: int) -> Path:
+    """One that is not there yet: a second checkpoint of a step stands beside the first until it is complete."""
+    numbers = [number for other, number in map(_key, _all(parent)) if other == step]
+    return parent / (f"step-{step:06d}.{max(numbers) + 1}" if numbers else f"step-{step:06d}")
 
 
 def _all(parent: Path) -> list[Path]:
-    """Checkpoints in the order of their steps."""
-    folders = [path for path in parent.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    """Checkpoints in the order in which they were made."""
+    return sorted((path for path in parent.glob("step-*") if _NAME.fullmatch(path.name)), key=_key)
+
+
+def _key(folder: Path) -> tuple[int, int]:
+    """Step, and number among those of one step."""
+    found = _NAME.fullmatch(folder.name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 0)

@@ -1,23 +1,64 @@
-"""A run's folder that is not empty: the same run, finished or not, or something else."""
+"""A run's folder that is not empty: the same run, finished or not, or something else; and where to go on from."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from dylora_moe.config import RunConfig
+from dylora_moe.config.presets import name_run, settle
 from dylora_moe.errors import DyLoraError, RunError
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import RESULT, RunDir
+from dylora_moe.run_dir import CHECKPOINTS, RESULT, RunDir
+from dylora_moe.train.checkpoint import find_fault, find_newest
+from dylora_moe.train.keeper import RUN
+from dylora_moe.train.machine import this_machine
 
-# They say where a run is and how it is kept, and change no figure of it.
-_HARMLESS = {"output_dir", "run_name", "save_steps", "save_total_limit", "resume"}
+# They say where a run is, how it is kept and watched, and change no figure of it.
+_HARMLESS = {
+    "output_dir",
+    "run_name",
+    "save_steps",
+    "save_total_limit",
+    "resume",
+    "wandb_checkpoint_artifact",
+    "report_to",
+    "preset",
+    "scenario",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+}
+# Of an unfinished run: it has only its lines of metrics elsewhere.
+_HARMLESS_UNFINISHED = _HARMLESS | {"logging_steps"}
 
 
-def check_unfinished(run: RunDir, config: RunConfig) -> None:
-    """See to it that the run's folder is empty, or holds the same run, which did not finish.
+def settle_here(config: RunConfig) -> RunConfig:
+    """The run as this machine trains it, or as the machine did that began it."""
+    machine = this_machine()
+    run = RunDir(name_run(config, machine).run_dir)
+    try:
+        stored = read_config(run).preset
+    except DyLoraError:  # no run of ours, or none yet
+        stored = None
+    return settle(config, machine, stored)
+
+
+def find_start(run: RunDir, config: RunConfig, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, None to begin; what is wrong with newer ones is told.
+
+    That of the run's own folder comes first, so that the same command starts a run and goes on with it.
 
     Raises:
-        RunError: It holds something else, or a run with other settings.
+        RunError: The folder holds something else or a run with other settings, or the checkpoint that was asked for is
+            not sound or is of such a run.
     """
+    _check_unfinished(run, config)
+    own = find_newest(run / CHECKPOINTS, tell=tell)
+    if own is not None or config.resume in ("auto", "never"):
+        return own
+    return _check_given(Path(config.resume), config)
+
+
+def _check_unfinished(run: RunDir, config: RunConfig) -> None:
     if run.is_empty:
         return
     try:
@@ -29,11 +70,22 @@ def check_unfinished(run: RunDir, config: RunConfig) -> None:
             f"a run folder must be new or empty, and {run.path} holds something else or a run that did not finish. "
             "Move or delete it, or choose another --run_name; nothing was changed."
         )
-    if changed := _differences(stored, config, harmless=_HARMLESS | {"logging_steps"}):
+    if changed := _differences(stored, config, harmless=_HARMLESS_UNFINISHED):
         raise RunError(
             f"{run.path} holds an unfinished run with other settings: {changed}. Go on with its own, or choose another "
             "--run_name; nothing was changed."
         )
+
+
+def _check_given(checkpoint: Path, config: RunConfig) -> Path:
+    fault = find_fault(checkpoint)
+    if fault is not None:
+        raise RunError(
+            f"resume must be auto, never or the folder of a sound checkpoint, and {checkpoint} is none: {fault}."
+        )
+    if changed := _differences(read_config(RunDir(checkpoint / RUN)), config, harmless=_HARMLESS_UNFINISHED):
+        raise RunError(f"the checkpoint {checkpoint} is of a run with other settings: {changed}. Go on with its own.")
+    return checkpoint
 
 
 def finished_result(run: RunDir, config: RunConfig) -> dict[str, Any]:

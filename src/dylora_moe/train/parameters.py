@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner import DyLoraModel
@@ -56,3 +57,16 @@ def check_parameters(model: DyLoraModel) -> None:
         )
     if frozen == set(model.expert_names):
         raise TunerError("nothing trains: every expert is frozen. Unfreeze one, or add one.")
+
+
+def parameter_groups(model: DyLoraModel, *, router_learning_rate: float) -> list[dict[str, Any]]:
+    """What trains, as an optimizer takes it: the experts, the router's weights, and its biases, which do not decay."""
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    experts = [value for name, value in trained if not name.startswith("routers.")]
+    router = [value for name, value in trained if name.startswith("routers.")]
+    groups = [
+        {"params": experts},
+        {"params": [value for value in router if value.dim() > 1], "lr": router_learning_rate},
+        {"params": [value for value in router if value.dim() <= 1], "lr": router_learning_rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

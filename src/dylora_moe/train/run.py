@@ -1,7 +1,7 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from rich.console import Console
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
@@ -42,17 +42,22 @@ from dylora_moe.run_dir import (
     RunDir,
     environment,
 )
+from dylora_moe.train.arguments import schedule_of, training_arguments
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.record import RecordMetrics
-from dylora_moe.train.checkpoint import find_newest
-from dylora_moe.train.folder import check_unfinished, finished_result
+from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.train.folder import find_start, finished_result, settle_here
+from dylora_moe.train.keeper import RUN, Keeper
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
-from dylora_moe.train.trainer import RoutedTrainer, read_state
+from dylora_moe.train.stopping import StopSignals
+from dylora_moe.train.trainer import NotFinite, RoutedTrainer
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig, save_model
 from dylora_moe.tuner.head import Head, read_head
 
 # Rows of each domain that calibrate the router's features.
 _CALIBRATION_ROWS = 32
+# Characters by which a person knows a row again.
+_SHOWN_OF_A_ROW = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,29 +81,30 @@ class Session:
     head: Head
 
 
-def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
+def train(config: RunConfig, stages: Stages | None = None, stop: StopSignals | None = None) -> dict[str, Any]:
     """Train as configured, in the run's own folder, and return its result record.
 
-    A folder whose run is finished with the same settings is left alone and its result returned.
+    A folder whose run is finished with the same settings is left alone and its result returned; one whose run did not
+    finish is gone on with.
 
     Raises:
         DyLoraError: any bad setting, data, base or folder, before the first step.
+        Stopped: A signal came; the same call goes on.
     """
-    stages = stages or Stages()
-    config = with_full_paths(config)
+    stages, stop = stages or Stages(), stop or StopSignals()
+    config = settle_here(with_full_paths(config))
     run = RunDir(config.run_dir)
     with run.locked():
         if run.is_finished:
             return finished_result(run, config)
         _check_machine(config)
-        check_unfinished(run, config)
-        checkpoint = find_newest(run / CHECKPOINTS, tell=stages.console.print)
+        checkpoint = find_start(run, config, _teller(stages))
         set_seed(config.seed)
         session = prepare(config, run, stages)
         with closing(ShowProgress(stages.console)) as progress:
-            trainer = build_trainer(session, progress)
+            trainer = build_trainer(session, progress, stop=stop, tell=_teller(stages))
             start = _begin(session, trainer, stages) if checkpoint is None else _go_on(session, checkpoint, stages)
-            trainer.train_from(checkpoint)
+            _fit(session, trainer, checkpoint)
             after = trainer.measure()
         result = _result(session, trainer, start, after, _answers(session))
         shutil.rmtree(run / FINAL, ignore_errors=True)  # of this run, if it was killed before it had its result
@@ -111,6 +117,24 @@ def train(config: RunConfig, stages: Stages | None = None) -> dict[str, Any]:
         )
         run.write(RESULT, result)
     return result
+
+
+def _teller(stages: Stages) -> Callable[[str], None]:
+    return lambda text: stages.console.print(text, highlight=False, markup=False)
+
+
+def _fit(session: Session, trainer: RoutedTrainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.train_from(checkpoint)
+    except NotFinite as error:
+        tokenizer = session.base.tokenizer
+        rows = [str(tokenizer.decode(row, skip_special_tokens=True)) for batch in error.batches for row in batch]
+        shown = "; ".join(repr(" ".join(row.split())[:_SHOWN_OF_A_ROW]) for row in rows)
+        raise RunError(
+            f"{error} The step was not made, and the one before it is kept as a checkpoint. Lower learning_rate or "
+            f"raise warmup_ratio under another --run_name, compute in float32 (--no-bf16), or look at the step's "
+            f"{len(rows)} rows: {shown}."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +167,7 @@ def _begin(session: Session, trainer: RoutedTrainer, stages: Stages) -> Start:
 
 def _go_on(session: Session, checkpoint: Path, stages: Stages) -> Start:
     """Put the run folder back to where the checkpoint was made."""
-    start = TypeAdapter(Start).validate_python(session.run.read(START))
+    start = TypeAdapter(Start).validate_python(RunDir(checkpoint / RUN).read(START))
     for name, now in _inputs(session).items():
         if (then := getattr(start, name)) != now:
             what = {"base_revision": "base", "data": "data"}[name]
@@ -151,8 +175,9 @@ def _go_on(session: Session, checkpoint: Path, stages: Stages) -> Start:
                 f"The {what} must be what the run in {session.run.path} began with, got {now} instead of {then}. "
                 "Bring it back, or choose another --run_name."
             )
+    session.run.copy_from(checkpoint / RUN)
     session.run.write(CONFIG, to_yaml(session.config))
-    session.run.cut(read_state(checkpoint)["journal"])
+    _copy_removed(session)
     stages.console.print(f"Going on from {checkpoint.name}.", highlight=False)
     return start
 
@@ -173,6 +198,7 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     set_template(base.tokenizer, config.chat_template)
     data = build_run_data(config, base.tokenizer, tell=stages.console.print)
     stages.data(data)
+    _check_metric(config, data.domains)
     model = build_model(config, base)
     stages.parameters(count_parameters(model))
     check_parameters(model)
@@ -204,64 +230,44 @@ def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
     return model.train()
 
 
-def build_trainer(session: Session, progress: ShowProgress) -> RoutedTrainer:
+def build_trainer(
+    session: Session, progress: ShowProgress, *, stop: StopSignals, tell: Callable[[str], None]
+) -> RoutedTrainer:
     """transformers' Trainer with our losses, recording into the run folder."""
-    run, config = session.run, session.config
+    run, config, data = session.run, session.config, session.data
+    sampler, padding = make_sampler(config, data.train, data.domains), pad_token_id(session.base.tokenizer)
 
     def record_routing(step: int, split: str, report: RoutingReport) -> None:
         run.append(ROUTING, {"step": step, "split": split, **asdict(report)})
 
     return RoutedTrainer(
         session.model,
-        _training_arguments(config),
+        training_arguments(config, steps_per_epoch=-(-len(sampler) // config.gradient_accumulation_steps)),
         head=session.head,
-        train_rows=session.data.train,
-        sampler=make_sampler(config, session.data.train, session.data.domains),
-        validation=session.data.validation,
-        pad_token_id=pad_token_id(session.base.tokenizer),
+        train_rows=data.train,
+        sampler=sampler,
+        domains=data.domains,
+        evaluator=Evaluator(
+            session.head, data.validation, rows=config.eval_batch_size, pad_token_id=padding, tell=tell
+        ),
+        pad_token_id=padding,
         balance_coefficient=config.balance_coefficient,
         z_coefficient=config.z_coefficient,
+        router_learning_rate=config.router_learning_rate,
+        schedule=schedule_of(config),
+        patience=config.early_stopping_patience,
+        load_best=config.load_best_model_at_end,
         record_routing=record_routing,
-        checkpoints=run / CHECKPOINTS,
-        journal=run.sizes,
+        keeper=Keeper(
+            run / CHECKPOINTS,
+            keep=config.save_total_limit,
+            keep_best=config.load_best_model_at_end,
+            copy_run=run.copy_to,
+        ),
+        stop=stop,
+        tell=tell,
         callbacks=[RecordMetrics(run), progress],
     )
-
-
-def _training_arguments(config: RunConfig) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(config.run_dir),
-        run_name=config.run_name,
-        seed=config.seed,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        num_train_epochs=config.num_epochs,
-        max_steps=config.max_steps or -1,
-        warmup_steps=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type=config.lr_scheduler_type,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
-        fp16=config.fp16,
-        use_cpu=not torch.cuda.is_available(),  # Apple's device lacks float64 and grouped_mm
-        gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=config.logging_steps,
-        eval_strategy="steps" if config.eval_steps else "no",
-        eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_nan_inf_filter=False,
-    )
-    # One GPU for one process: the threads of nn.DataParallel would share the routing of one model.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def calibrate_router(session: Session) -> None:
@@ -310,10 +316,13 @@ def _result(
         "run": str(session.run.path),
         "base_model": session.config.base_model,
         "steps": trainer.state.global_step,
-        "tokens": int(trainer.tokens_seen.sum()),
+        "best_step": trainer.state.best_global_step,
+        "tokens": int(trainer.figures.tokens.sum()),
         "trained": [
             {"domain": domain, "rows": int(rows), "tokens": int(tokens)}
-            for domain, rows, tokens in zip(session.data.domains, trainer.rows_seen, trainer.tokens_seen, strict=True)
+            for domain, rows, tokens in zip(
+                session.data.domains, trainer.figures.rows, trainer.figures.tokens, strict=True
+            )
         ],
         "parameters": [asdict(part) for part in count_parameters(session.model)],
         "before": asdict(start.before),
@@ -323,12 +332,24 @@ def _result(
 
 
 def _start_folder(session: Session) -> None:
-    session.run.cut(dict.fromkeys(session.run.sizes(), 0))  # lines of a run that was killed before its first checkpoint
+    session.run.clear()  # what a run left that was killed before its first checkpoint
     session.run.write(CONFIG, to_yaml(session.config))
     session.run.write(ENVIRONMENT, environment())
     session.run.write(DATA, view_data(session.data, session.base.tokenizer).as_record())
+    _copy_removed(session)
+
+
+def _copy_removed(session: Session) -> None:
     if session.data.removed_file.stat().st_size:
         shutil.copyfile(session.data.removed_file, session.run / REMOVED)
+
+
+def _check_metric(config: RunConfig, domains: Sequence[str]) -> None:
+    known = ["eval_loss", *(f"eval_{domain}_loss" for domain in domains)]
+    if config.metric_for_best_model not in known:
+        raise ConfigError(
+            f"metric_for_best_model must be one of {', '.join(known)}, got {config.metric_for_best_model!r}."
+        )
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from torch import Tensor
 from dylora_moe.errors import RunError
 from dylora_moe.tuner import DyLoraModel
 
-_WEIGHTS, _OPTIMIZER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Something's state: tensors by name, and the rest of it as JSON has it."""
+
+    tensors: Mapping[str, Tensor]
+    record: Any
 
 
 def save_weights(model: DyLoraModel, folder: Path) -> None:
@@ -66,20 +75,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, record: Mappi
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def save_random(folder: Path) -> dict[str, Any]:
-    """Write the state of the random numbers of Python, numpy and torch, on the CPU and on every GPU."""
+def random_state() -> Saved:
+    """The state of the random numbers of Python, numpy and torch, on the CPU and on every GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     states["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    save_file(states, folder / _RANDOM)
-    return {"python": random.getstate(), "numpy": [kind, place, has_gauss, gauss]}
+    return Saved(tensors=states, record={"python": random.getstate(), "numpy": [kind, place, has_gauss, gauss]})
 
 
-def load_random(folder: Path, record: Mapping[str, Any]) -> None:
-    """Set what `save_random` wrote."""
-    states = load_file(folder / _RANDOM)
+def set_random_state(saved: Saved) -> None:
+    """Draw on from what `random_state` gave."""
+    states, record = saved.tensors, saved.record
     version, numbers, gauss = record["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, place, has_gauss, last = record["numpy"]

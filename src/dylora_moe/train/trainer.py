@@ -1,33 +1,45 @@
-"""transformers' Trainer plus the losses on routing, our evaluation, and our order of rows; no more."""
+"""transformers' Trainer plus the losses on routing, our evaluation, our order of rows and our checkpoints; no more."""
 
-import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from dylora_moe.data.batching import NO_DOMAIN, BucketedBatchSampler, Collator, TokenizedRow
 from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
 from dylora_moe.errors import RunError
-from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
-from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
-from dylora_moe.train.checkpoint import prune, write_checkpoint
-from dylora_moe.train.state import load_optimizer, load_random, load_weights, save_optimizer, save_random, save_weights
-from dylora_moe.tuner import AuxiliaryLosses, DyLoraModel, LoadWindow
+from dylora_moe.evaluate.losses import Evaluation
+from dylora_moe.evaluate.routing import RoutingReport
+from dylora_moe.train.callbacks.clock import AtStart, StepClock
+from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.train.figures import StepFigures
+from dylora_moe.train.keeper import Checkpoint, Keeper
+from dylora_moe.train.parameters import parameter_groups
+from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
+from dylora_moe.train.state import Saved, set_random_state
+from dylora_moe.train.stopping import Stopped, StopSignals
+from dylora_moe.tuner import BatchLoad, DyLoraModel, LoadWindow
 from dylora_moe.tuner.head import Head
 
-STATE, _SUMS = "state.json", "sums.safetensors"
+
+class NotFinite(RunError):
+    """The gradients of a step are no numbers; the step was not made.
+
+    Attributes:
+        batches: input_ids of its batches, (batch, tokens) each.
+    """
+
+    def __init__(self, step: int, norm: float, batches: Sequence[Tensor]) -> None:
+        super().__init__(f"The gradients of step {step} must be finite, got a norm of {norm}.")
+        self.batches = batches
 
 
 class RoutedTrainer(Trainer):
@@ -39,13 +51,20 @@ class RoutedTrainer(Trainer):
         head: Of the base.
         train_rows: Rows to train on.
         sampler: Which of them each batch has.
-        validation: Domain -> rows; the domains' order gives meaning to a row's `domain`.
+        domains: Names; a row's `domain` is an index into them.
+        evaluator: Measures the model.
         pad_token_id: What fills short rows.
         balance_coefficient: Weight of the balance loss, whose load is that of the whole optimizer step.
         z_coefficient: Weight of the z-loss.
+        router_learning_rate: Of the router, where it is another than the experts'.
+        schedule: (steps of the run, of its warm-up) -> factor of the learning rate at a step; None for the one that
+            `args` names.
+        patience: Evaluations in a row without a new best one after which to stop.
+        load_best: End with the weights of the best evaluation.
         record_routing: Takes the step, `train` or `validation`, and how tokens were routed since last time.
-        checkpoints: Folder to write checkpoints into.
-        journal: Gives what a checkpoint is to say of the run's files of lines.
+        keeper: Writes the checkpoints.
+        stop: Says when to end early.
+        tell: Takes what a person should know.
         callbacks: Everything that is not the loop.
     """
 
@@ -57,46 +76,160 @@ class RoutedTrainer(Trainer):
         head: Head,
         train_rows: Sequence[TokenizedRow],
         sampler: BucketedBatchSampler | PackedBatchSampler,
-        validation: Mapping[str, Sequence[TokenizedRow]],
+        domains: Sequence[str],
+        evaluator: Evaluator,
         pad_token_id: int,
         balance_coefficient: float,
         z_coefficient: float,
+        router_learning_rate: float | None,
+        schedule: Callable[[int, int], Callable[[int], float]] | None,
+        patience: int | None,
+        load_best: bool,
         record_routing: Callable[[int, str, RoutingReport], None],
-        checkpoints: Path,
-        journal: Callable[[], Mapping[str, int]],
+        keeper: Keeper,
+        stop: StopSignals,
+        tell: Callable[[str], None],
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         packed = isinstance(sampler, PackedBatchSampler)
         self.sampler = sampler
         self.window = LoadWindow()
-        self.clock = _StepClock(self.window)
+        self.clock = StepClock(self._begin_step)
         super().__init__(
             model=model,
             args=args,
             train_dataset=PackedDataset(train_rows) if packed else train_rows,  # type: ignore[arg-type]
-            eval_dataset=dict(validation),  # type: ignore[arg-type]
+            eval_dataset=train_rows,  # type: ignore[arg-type]  # wanted, but `evaluate` has its own
             data_collator=(PackCollator if packed else Collator)(pad_token_id=pad_token_id),
-            callbacks=[self.clock, _AtStart(self._go_on), *callbacks],
+            callbacks=[self.clock, AtStart(self._go_on), *callbacks],
         )
         self.remove_callback(PrinterCallback)  # our own callbacks show progress
         # The loss is a sum over labelled tokens divided by their number in the whole optimizer step.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        self.head, self.validation, self.pad_token_id = head, validation, pad_token_id
+        self.head, self.evaluator = head, evaluator
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
-        self.record_routing, self.checkpoints, self.journal = record_routing, checkpoints, journal
-        self._checkpoint: Path | None = None
-        self.meter = RoutingMeter(model.expert_names, tuple(validation))
-        # Of each domain.
-        self.rows_seen, self.tokens_seen = (torch.zeros(len(validation), dtype=torch.long) for _ in range(2))
-        self._tokens_logged = 0
-        self.auxiliary: AuxiliaryLosses | None = None
+        self.router_learning_rate, self.schedule = router_learning_rate, schedule
+        self.patience, self.load_best = patience, load_best
+        self.record_routing, self.keeper, self.stop, self.tell = record_routing, keeper, stop, tell
+        self._checkpoint: Checkpoint | None = None
+        self.figures = StepFigures(
+            model.expert_names,
+            domains,
+            seconds=self.clock.take,
+            record_routing=lambda report: self.record_routing(self.state.global_step, "train", report),
+        )
         self.evaluation: Evaluation | None = None
         self.evaluated_at = -1
+        self.best: Evaluation | None = None
+        self.parts = 1  # in which a batch is computed: more when memory runs out
+        self._passed: list[dict[str, Tensor]] = []
+        self._load: BatchLoad | None = None
+
+    @property
+    def routed(self) -> DyLoraModel:
+        """The mixture, whatever is wrapped around it."""
+        return self.accelerator.unwrap_model(self.model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in an order that seed and epoch decide."""
-        loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
         return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group of parameters for the experts, and one or two for the router."""
+        if self.optimizer is None:
+            rate = self.router_learning_rate or self.args.learning_rate
+            groups = parameter_groups(self.routed, router_learning_rate=rate)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **options, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the learning rate, of every group alike."""
+        if self.schedule is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        multiply = self.schedule(num_training_steps, self.args.get_warmup_steps(num_training_steps))
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, multiply)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _begin_step(self) -> None:
+        self.window.clear()
+        self._passed.clear()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one batch, in parts where the whole of it did not fit into memory."""
+        self.stop.check()
+        self._passed.append(inputs)
+        while True:
+            try:
+                return self._in_parts(model, inputs, num_items_in_batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(inputs, error)
+            # Outside of the handler, whose error holds on to the memory of the step.
+            self._take_back(model, num_items_in_batch)
+
+    def _in_parts(self, model: Any, inputs: dict[str, Any], num_items: Any) -> Tensor:
+        parts = split_batch(inputs, self.parts)
+        if len(parts) == 1:
+            return super().training_step(model, dict(inputs), num_items)
+        self._load = self._load_of(parts)
+        total = torch.zeros((), device=self.args.device)
+        try:
+            for part in parts:
+                self.stop.check()
+                total = total + super().training_step(model, part, num_items)
+        finally:
+            self._load = None
+        return total
+
+    @torch.no_grad()
+    def _load_of(self, parts: Sequence[dict[str, Any]]) -> BatchLoad | None:
+        """The load of the whole batch, for the balance loss of its parts: one more forward pass."""
+        if not self.routed.routers or not (self.balance_coefficient or self.z_coefficient):
+            return None
+        load = BatchLoad(self.window)
+        self.routed.train()
+        for part in parts:
+            batch = self._prepare_inputs(dict(part))
+            domain = batch.pop("domain")
+            with self.compute_loss_context_manager():
+                self.routed(hidden_only=True, token_mask=domain != NO_DOMAIN, **batch)
+            load.count(self.routed.decisions)
+        return load
+
+    def _halve(self, inputs: Mapping[str, Tensor], error: Exception) -> None:
+        if self.parts >= num_rows(inputs):
+            raise RunError(
+                f"A step must fit into memory, and one row of {inputs['input_ids'].shape[1]} tokens does not: {error} "
+                "Lower max_length, lora_r or num_experts, or set gradient_checkpointing or load_in_4bit."
+            ) from error
+        self.parts *= 2
+        self.tell(
+            f"Memory ran out in step {self.state.global_step + 1}. From here on each batch is computed in {self.parts} "
+            "parts; what is learned stays the same."
+        )
+
+    def _take_back(self, model: Any, num_items: Any) -> None:
+        """Do the batches of this step but the last again."""
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        parts, moment = self.parts, self.keeper.moment
+        self.set_sums(moment.sums)
+        self.parts = parts
+        set_random_state(moment.random)
+        self.window.clear()
+        for inputs in self._passed[:-1]:
+            self._tr_loss += self._in_parts(model, inputs, num_items)
 
     def compute_loss(
         self,
@@ -111,23 +244,23 @@ class RoutedTrainer(Trainer):
         nll = self.head.nll(model(hidden_only=True, token_mask=domain != NO_DOMAIN, **inputs), labels)
         count = nll.numel() if num_items_in_batch is None else num_items_in_batch
         language = nll.sum() / count
-        routed: DyLoraModel = self.accelerator.unwrap_model(model)
-        auxiliary = routed.auxiliary_losses(self.window)
+        routed, load = self.routed, self._load
+        auxiliary = routed.auxiliary_losses(self.window if load is None else load)
         extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
-        self.meter.add(list(routed.decisions.values()), domain)
-        self._count(domain, inputs.get("position_ids"))
-        self.auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
+        if load is not None:
+            extra = extra * load.weigh(routed.decisions)
+        self.figures.add(domain, inputs.get("position_ids"), routed.decisions, auxiliary)
         return language + extra / self.current_gradient_accumulation_steps
 
-    def _count(self, domain: Tensor, position_ids: Tensor | None) -> None:
-        """Add a batch to what each domain gave; both arguments (batch, tokens), int64."""
-        member = F.one_hot(domain - NO_DOMAIN, 1 + len(self.rows_seen))[..., 1:]
-        first = member[:, 0] if position_ids is None else member * (position_ids == 0)[..., None]
-        self.rows_seen = self.rows_seen.to(domain.device) + first.reshape(-1, len(self.rows_seen)).sum(0)
-        self.tokens_seen = self.tokens_seen.to(domain.device) + member.sum((0, 1))
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm: Any = super()._clip_grad_norm(model)
+        # With a scaler, steps of such gradients are left out and tried with a smaller scale.
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            raise NotFinite(self.state.global_step + 1, float(norm), [batch["input_ids"] for batch in self._passed])
+        return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add tokens, speed and routing of the steps since the last line to what the Trainer logs."""
+        """Add tokens, speed, memory and routing of the steps since the last line to what the Trainer logs."""
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise RunError(
@@ -135,26 +268,8 @@ class RoutedTrainer(Trainer):
                     "or compute in float32 (--no-bf16)."
                 )
         if "loss" in logs:
-            logs |= self._figures()
+            logs |= self.figures.take()
         super().log(logs, *args, **kwargs)
-
-    def _figures(self) -> dict[str, float]:
-        tokens = int(self.tokens_seen.sum())
-        figures: dict[str, float] = {
-            "tokens": tokens,
-            "tokens_per_second": (tokens - self._tokens_logged) / max(self.clock.take(), 1e-9),
-        }
-        self._tokens_logged = tokens
-        if self.auxiliary is not None:
-            figures |= {"balance_loss": float(self.auxiliary.balance), "z_loss": float(self.auxiliary.z)}
-        report = self.meter.report()
-        if report is not None:
-            figures |= {"router_entropy": report.decision_entropy, "load_entropy": report.load_entropy}
-            figures |= {"dead_experts": len(report.dead), "max_violation": report.max_violation}
-            figures |= {f"load_{name}": share for name, share in zip(report.experts, report.load, strict=True)}
-            self.record_routing(self.state.global_step, "train", report)
-            self.meter.clear()
-        return figures
 
     def measure(self) -> Evaluation:
         """The evaluation of the model as it is now, made only if the last one is older."""
@@ -165,13 +280,7 @@ class RoutedTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Loss of every domain and of their plain mean, and the routing of the validation rows."""
-        self.evaluation = evaluation = evaluate_domains(
-            self.accelerator.unwrap_model(self.model),
-            self.head,
-            self.validation,
-            batch_size=self.args.per_device_eval_batch_size,
-            pad_token_id=self.pad_token_id,
-        )
+        self.evaluation = evaluation = self.evaluator.run(self.routed, self.stop.check)
         self.evaluated_at = self.state.global_step
         if evaluation.routing is not None:
             self.record_routing(self.state.global_step, "validation", evaluation.routing)
@@ -181,120 +290,131 @@ class RoutedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def train_from(self, checkpoint: Path | None) -> None:
-        """Train, or go on from a checkpoint that was found sound, as if there had been no stop."""
-        self._checkpoint = checkpoint
-        if checkpoint is None:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self.best, self.control.should_save = self.evaluation, True
+        elif self._is_over(self.state):
+            self.control.should_training_stop = self.control.should_save = True
+        return is_best
+
+    def _is_over(self, state: TrainerState) -> bool:
+        """True after the last step, and when no evaluation has been the best for too long."""
+        evaluated = [line["step"] for line in state.log_history if "eval_loss" in line]
+        waited = sum(step > (state.best_global_step or 0) for step in evaluated)
+        return state.global_step >= state.max_steps or (self.patience is not None and waited >= self.patience)
+
+    def train_from(self, folder: Path | None) -> None:
+        """Train, or go on from a checkpoint that was found sound, as if there had been no stop.
+
+        Raises:
+            Stopped: A signal came; there is a checkpoint to go on from.
+            NotFinite: A step cannot be made; there is a checkpoint of the one before.
+        """
+        self._checkpoint = Checkpoint(folder) if folder else None
+        with self.stop.deferred():
+            try:
+                self._train_from(folder)
+                self.stop.check()
+            except (Stopped, NotFinite):
+                self.keeper.save(self)
+                raise
+        self._take_best()
+
+    def _train_from(self, folder: Path | None) -> None:
+        if self._checkpoint is None:
             self.train()
             return
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < state.max_steps:
-            self.train(resume_from_checkpoint=str(checkpoint))
-        else:
-            load_weights(self.accelerator.unwrap_model(self.model), checkpoint)
-            self.state = state
-            self._set_loop(checkpoint)
+        state = self._checkpoint.trainer_state()
+        if not self._is_over(state):
+            self.train(resume_from_checkpoint=str(folder))
+            return
+        self.state = state
+        self._checkpoint.put_weights(self)
+        self._checkpoint.put_sums(self)
+        if "evaluate" in self._checkpoint.duties:
+            self._determine_best_metric(self.evaluate(), None)
+
+    def _take_best(self) -> None:
+        step = self.state.best_global_step
+        if not self.load_best or step is None or step == self.state.global_step:
+            return
+        folder, fault = self.keeper.find_best(step)
+        if folder is None:
+            self.tell(
+                f"The best evaluation was at step {step}, but its checkpoint cannot be used: {fault}. The last step's "
+                "weights are kept."
+            )
+            return
+        Checkpoint(folder).put_weights(self)
+        self.evaluation, self.evaluated_at = self.best, self.state.global_step
+        self.tell(f"Took the weights of step {step}, whose evaluation was the best.")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of transformers' own, which writes pickles."""
-        write_checkpoint(self.checkpoints, self.state.global_step, self._fill)
-        prune(self.checkpoints, keep=self.args.save_total_limit or 1)
+        self.keeper.mark(self)
+        self.keeper.save(self)
 
-    def _fill(self, folder: Path) -> None:
-        save_weights(self.accelerator.unwrap_model(self.model), folder)
-        optimizer: Any = self.optimizer
-        schedule: Any = self.lr_scheduler
-        scaler = self.accelerator.scaler
-        record = {
-            "optimizer": save_optimizer(optimizer, folder),
-            "schedule": schedule.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "random": save_random(folder),
-            "journal": dict(self.journal()),
-            "loop": self._save_loop(folder),
-        }
-        (folder / STATE).write_text(json.dumps(record), encoding="utf-8")
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except Stopped:  # in an evaluation, which the run is to begin with when it goes on
+            self.keeper.mark(self, duties=("evaluate", "save") if self.control.should_save else ("evaluate",))
+            raise
+        self.keeper.mark(self)
 
-    def _save_loop(self, folder: Path) -> dict[str, Any]:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # by an evaluation that was still to be made
+            super()._run_epoch(*args, **kwargs)
+
+    def sums(self) -> Saved:
         """What was summed up since the last line of metrics and since the start."""
-        sums = {"loss": self._tr_loss, "rows_seen": self.rows_seen, "tokens_seen": self.tokens_seen}
-        routed = {f"routing.{name}": value for name, value in self.meter.sums().items()}
-        save_file({name: value.cpu() for name, value in (sums | routed).items()}, folder / _SUMS)
-        return {
+        figures = self.figures.sums()
+        record = {
+            "figures": figures.record,
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "tokens_logged": self._tokens_logged,
             "evaluated_at": self.evaluated_at,
             "evaluation": None if self.evaluation is None else asdict(self.evaluation),
+            "best": None if self.best is None else asdict(self.best),
+            "parts": self.parts,
+            "eval_rows": self.evaluator.rows,
         }
+        return Saved(tensors={**figures.tensors, "loss": self._tr_loss.clone()}, record=record)
 
-    def _set_loop(self, checkpoint: Path) -> None:
-        loop, device = read_state(checkpoint)["loop"], self.args.device
-        sums = {name: value.to(device) for name, value in load_file(checkpoint / _SUMS).items()}
-        self._tr_loss, self.rows_seen, self.tokens_seen = (sums[name] for name in ("loss", "rows_seen", "tokens_seen"))
-        prefix = "routing."
-        self.meter.set_sums({n.removeprefix(prefix): value for n, value in sums.items() if n.startswith(prefix)})
-        self._total_loss_scalar, self._globalstep_last_logged = loop["total_loss"], loop["last_logged"]
-        self._tokens_logged, self._initial_global_step = loop["tokens_logged"], 0
-        self.evaluated_at = loop["evaluated_at"]
-        self.evaluation = TypeAdapter(Evaluation | None).validate_python(loop["evaluation"])
+    def set_sums(self, saved: Saved) -> None:
+        """Sum on from what `sums` gave."""
+        sums, record = {name: value.to(self.args.device) for name, value in saved.tensors.items()}, saved.record
+        self._tr_loss = sums.pop("loss").clone()
+        self.figures.set_sums(sums, record["figures"])
+        self._total_loss_scalar, self._globalstep_last_logged = record["total_loss"], record["last_logged"]
+        evaluation = TypeAdapter(Evaluation | None)
+        self.evaluation, self.best = (evaluation.validate_python(record[name]) for name in ("evaluation", "best"))
+        self.evaluated_at, self.parts, self.evaluator.rows = (record[n] for n in ("evaluated_at", "parts", "eval_rows"))
 
     def _go_on(self) -> None:
         """Called once the Trainer has set its sums to nothing."""
         if self._checkpoint is not None:
-            self._set_loop(self._checkpoint)
+            self._initial_global_step = 0
+            self._checkpoint.put_random()
+            self._checkpoint.put_sums(self)
+            if "evaluate" in (duties := self._checkpoint.duties):
+                self.control.should_evaluate, self.control.should_save = True, "save" in duties
+                self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)
+        self.keeper.mark(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        assert self._checkpoint is not None
+        self._checkpoint.put_weights(self)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            record = read_state(Path(checkpoint))
-            optimizer: Any = self.optimizer
-            schedule: Any = self.lr_scheduler
-            load_optimizer(optimizer, Path(checkpoint), record["optimizer"])
-            schedule.load_state_dict(record["schedule"])
+        if self._checkpoint is not None:
+            self._checkpoint.put_optimizer(self)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(read_state(Path(checkpoint))["scaler"])
+        if self._checkpoint is not None:
+            self._checkpoint.put_scaler(self)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_random(Path(checkpoint), read_state(Path(checkpoint))["random"])
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint has besides tensors and transformers' own record."""
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-
-
-class _AtStart(TrainerCallback):
-    """Calls a function when the Trainer is about to take its first step."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._act()
-
-
-class _StepClock(TrainerCallback):
-    """Seconds spent in training steps, evaluations left out; and an empty load window for each step."""
-
-    def __init__(self, window: LoadWindow) -> None:
-        self._window = window
-        self._spent, self._began = 0.0, 0.0
-
-    def take(self) -> float:
-        """Seconds since the last call."""
-        spent, self._spent = self._spent, 0.0
-        return spent
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._window.clear()
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._spent += time.perf_counter() - self._began
+        if self._checkpoint is not None:
+            self._checkpoint.put_random()

@@ -1,6 +1,7 @@
 """The model: experts, router, executions. Usable alone; needs torch, transformers and peft only."""
 
 from dylora_moe.tuner.auxiliary import AuxiliaryLosses as AuxiliaryLosses
+from dylora_moe.tuner.auxiliary import BatchLoad as BatchLoad
 from dylora_moe.tuner.auxiliary import LoadWindow as LoadWindow
 from dylora_moe.tuner.config import ExpertConfig as ExpertConfig
 from dylora_moe.tuner.config import RoutingConfig as RoutingConfig

@@ -38,8 +38,43 @@ class LoadWindow:
         self._sums.clear()
 
 
+class BatchLoad:
+    """The load of one batch that is computed in parts, found before the first of them and added to the window once.
+
+    With it the parts' balance losses, weighted by `weigh`, sum to that of the whole batch.
+    """
+
+    def __init__(self, window: LoadWindow) -> None:
+        self._window = window
+        self._loads: dict[int | None, Tensor] = {}
+        self._shares: dict[int | None, Tensor] = {}
+        self._units: Tensor | int = 0
+
+    def count(self, decisions: Mapping[int | None, Decision]) -> None:
+        """Add a part, before any loss is asked for."""
+        for key, decision in decisions.items():
+            load = decision.load().sum(0)
+            self._loads[key] = load + self._loads[key] if key in self._loads else load
+        self._units = self._units + _units(decisions)
+
+    def add(self, key: int | None, load: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
+        """The share of each expert in the window with all of the batch in it; the load given is part of that."""
+        if key not in self._shares:
+            self._shares[key] = self._window.add(key, self._loads[key])
+        return self._shares[key]
+
+    def weigh(self, decisions: Mapping[int | None, Decision]) -> Float[Tensor, ""] | float:
+        """The share of the batch's units that are in this part."""
+        return _units(decisions) / self._units if decisions else 1.0
+
+
+def _units(decisions: Mapping[int | None, Decision]) -> Tensor:
+    """Units of a pass, padding left out; every router decides for the same."""
+    return next(iter(decisions.values())).valid.sum()
+
+
 def auxiliary_losses(
-    decisions: Mapping[int | None, Decision], window: LoadWindow, device: torch.device
+    decisions: Mapping[int | None, Decision], window: LoadWindow | BatchLoad, device: torch.device
 ) -> AuxiliaryLosses:
     """Means over routers; zeros where there are none."""
     balance, z = [], []

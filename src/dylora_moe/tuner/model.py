@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
-from dylora_moe.tuner.auxiliary import AuxiliaryLosses, LoadWindow, auxiliary_losses
+from dylora_moe.tuner.auxiliary import AuxiliaryLosses, BatchLoad, LoadWindow, auxiliary_losses
 from dylora_moe.tuner.config import ExpertConfig, RoutingConfig
 from dylora_moe.tuner.inspect import check_name, check_reach, decoder_layers, layer_index, lora_config
 from dylora_moe.tuner.routed import RoutedLinear
@@ -188,7 +188,7 @@ class DyLoraModel(nn.Module):
         finally:
             self.state.recorded = previous
 
-    def auxiliary_losses(self, window: LoadWindow) -> AuxiliaryLosses:
+    def auxiliary_losses(self, window: LoadWindow | BatchLoad) -> AuxiliaryLosses:
         """Balance and z-loss of the last pass, whose load is added to the window of the optimizer step."""
         return auxiliary_losses(self.decisions, window, self.device)
 

@@ -1,0 +1,159 @@
+"""Does a run that is ended again and again come out as one that is not? Bit by bit.
+
+Starts `dylora train` as a process of its own, ends it by a signal at a random moment, starts it again, so many times,
+then lets it finish; and compares experts, router, metrics, routing, samples and result with those of a run that was
+left alone. Run with --help for the settings.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from _measure import environment
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from tests.tiny import settings, write_base, write_rows
+
+from dylora_moe.run_dir import METRICS, ROUTING, SAMPLES, RunDir
+
+_ROOT = Path(__file__).resolve().parents[1]
+KINDS: dict[str, dict[str, Any]] = {"joint": {"num_experts": 3}, "single": {"num_experts": 1}}
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
+HARD = {
+    "packing": True,
+    "max_length": 128,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "lora_dropout": 0.1,
+    "num_epochs": 100_000,
+    "logging_steps": 3,
+    "eval_steps": 40,
+    "save_steps": 10,
+    "sample_tokens": 8,
+}
+CLOCKS = {"seconds", "tokens_per_second", "memory_gb", "train_runtime", "run"}
+
+
+def write_recipe(folder: Path, name: str, steps: int, kind: str) -> list[str]:
+    """The command that trains on a small random base, three domains, packing, accumulation and dropout on."""
+    base, rows = folder / "base", folder / "rows"
+    if not base.exists():
+        rows.mkdir()
+        write_base(base)
+        write_rows(rows)
+    paths = {path.stem: path for path in sorted(rows.iterdir())}
+    values = settings(base, paths, folder) | HARD | KINDS[kind] | {"max_steps": steps, "run_name": name}
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(json.dumps(values), encoding="utf-8")
+    return [sys.executable, "-c", "from dylora_moe.cli.main import main; main()", "train", str(recipe)]
+
+
+def live(arguments: list[str], number: signal.Signals | None, seconds: float) -> tuple[int, str]:
+    """Run a process, ended by a signal after so many seconds; gives its exit code and what it said of itself."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if number is not None:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    text, _ = process.communicate()
+    return process.returncode, text
+
+
+def outcome(run: RunDir) -> dict[str, Any]:
+    """All that a run leaves, but for clocks and paths."""
+    kept: dict[str, Any] = {
+        str(path.relative_to(run.path)): {name: value.numpy().tobytes() for name, value in load_file(path).items()}
+        for path in sorted((run / "final").rglob("*.safetensors"))
+    }
+    for name in (METRICS, ROUTING, SAMPLES):
+        lines = [line for line in run.read_lines(name) if "train_runtime" not in line]
+        kept[name] = [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+    kept["result"] = {key: value for key, value in run.read("result.json").items() if key not in CLOCKS}
+    return kept
+
+
+def torture(kind: str, number: str, times: int, steps: int, seed: int, console: Console) -> dict[str, Any]:
+    """One run left alone and one that is ended so many times, compared."""
+    draw = random.Random(f"{kind}/{number}/{seed}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        began = time.monotonic()
+        code, text = live(write_recipe(folder, "whole", steps, kind), None, 0)
+        assert code == 0, text
+        alone = time.monotonic() - began
+        whole, run, codes, early = RunDir(folder / "whole"), RunDir(folder / "ended"), [], 0
+        training = next(line["train_runtime"] for line in whole.read_lines(METRICS) if "train_runtime" in line)
+        arguments = write_recipe(folder, "ended", steps, kind)
+        while len(codes) < times:
+            # One in five anywhere in the start, the others in a part of the training that lets the run get on.
+            start = alone - training
+            seconds = draw.uniform(0, start) if draw.random() < 0.2 else start + draw.uniform(0, 1.6 * training / times)
+            code, text = live(arguments, SIGNALS[number], seconds)
+            if code == 0:
+                break
+            codes.append(code)
+            early += "Training for" not in text
+            newest = max((path.name for path in (run / "checkpoints").glob("step-*")), default="none")
+            console.print(
+                f"{kind} {number} {len(codes)}: exit code {code}, newest checkpoint {newest}", highlight=False
+            )
+        if not (run / "result.json").exists():
+            code, text = live(arguments, None, 0)
+        assert code == 0, text
+        one, other = outcome(whole), outcome(run)
+        return {
+            "kind": kind,
+            "signal": number,
+            "times": len(codes),
+            "steps": steps,
+            "before_training": early,
+            "exit_codes": sorted(set(codes)),
+            "seconds_alone": round(alone, 1),
+            "compared": len(one),
+            "different": [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)],
+        }
+
+
+@click.command(help=__doc__)
+@click.option("--times", default=20, show_default=True, help="Signals sent to each run.")
+@click.option("--steps", default=600, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--kinds", default=",".join(KINDS), show_default=True)
+@click.option("--signals", default=",".join(SIGNALS), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(times: int, steps: int, seed: int, kinds: str, signals: str, output: Path | None) -> None:
+    console = Console(stderr=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results = [
+        torture(kind, number, times, steps, seed, console) for kind in kinds.split(",") for number in signals.split(",")
+    ]
+    table = Table(
+        "run", "signal", "times", "of them before training", "exit codes", "files and records compared", "different"
+    )
+    for row in results:
+        codes, different = ", ".join(map(str, row["exit_codes"])), ", ".join(row["different"]) or "none"
+        values = (row["kind"], row["signal"], row["times"], row["before_training"], codes, row["compared"], different)
+        table.add_row(*map(str, values))
+    console.print(table)
+    if output:
+        record = {
+            "environment": environment(_ROOT),
+            "base_model": base_model,
+            "results": results,
+        }
+        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    sys.exit(any(row["different"] or row["times"] < times for row in results))
+
+
+if __name__ == "__main__":
+    main()

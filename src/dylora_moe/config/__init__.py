@@ -1,0 +1,27 @@
+"""Settings of a run: declared once, documented under their field, read from recipes and flags."""
+
+from dylora_moe.config.advice import Advice
+from dylora_moe.config.data import DATASET_KEYS, DatasetSpec
+from dylora_moe.config.explain import Explanation, explain, explain_all, remarks
+from dylora_moe.config.names import ALIASES, unknown_dataset_key, unknown_setting, with_own_names
+from dylora_moe.config.recipe import load_recipe, make_config, split_list, to_yaml
+from dylora_moe.config.settings import RunConfig
+
+__all__ = [
+    "ALIASES",
+    "DATASET_KEYS",
+    "Advice",
+    "DatasetSpec",
+    "Explanation",
+    "RunConfig",
+    "explain",
+    "explain_all",
+    "load_recipe",
+    "make_config",
+    "remarks",
+    "split_list",
+    "to_yaml",
+    "unknown_dataset_key",
+    "unknown_setting",
+    "with_own_names",
+]

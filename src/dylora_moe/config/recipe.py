@@ -1,0 +1,107 @@
+"""Recipes: settings from YAML with file and line, checked, and written back whole."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dylora_moe.config.data import DATASET_KEYS
+from dylora_moe.config.explain import allowed
+from dylora_moe.config.names import setting_named, two_names, unknown_dataset_key, unknown_setting, with_own_names
+from dylora_moe.config.settings import RunConfig
+from dylora_moe.errors import ConfigError
+
+
+def split_list(text: str) -> list[str]:
+    """`a,b,c` as it is written in a flag -> its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a recipe file, checked for unknown names, not yet for values.
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, a setting twice or unknown; with file, line and the nearest name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read as UTF-8 text: {error}.") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} must hold settings as `name: value` lines, got {type(values).__name__}.")
+    _check_keys(path, root, setting_named, unknown_setting)
+    for key, entries in root.value:
+        if key.value == "datasets" and isinstance(entries, yaml.SequenceNode):
+            for entry in entries.value:
+                if isinstance(entry, yaml.MappingNode):
+                    _check_keys(path, entry, lambda key: key if key in DATASET_KEYS else None, unknown_dataset_key)
+    return with_own_names({str(name): value for name, value in values.items()}, where=str(path))
+
+
+def _check_keys(
+    path: Path, node: yaml.MappingNode, meant: Callable[[str], str | None], say: Callable[[str], str]
+) -> None:
+    seen: dict[str, str] = {}
+    for key_node, _ in node.value:
+        line, key = key_node.start_mark.line + 1, str(key_node.value)
+        name = meant(key)
+        if name is None:
+            raise ConfigError(f"{path}:{line}: {say(key)}")
+        if seen.get(name) == key:
+            raise ConfigError(f"{path}:{line}: {key} stands here a second time. Keep one.")
+        if name in seen:
+            raise ConfigError(f"{path}:{line}: {two_names(seen[name], key)}")
+        seen[name] = key
+
+
+def make_config(values: Mapping[str, Any], *, where: str = "settings") -> RunConfig:
+    """Settings -> a checked configuration.
+
+    Raises:
+        ConfigError: an unknown setting, a value out of range, or a combination that cannot work.
+    """
+    named = with_own_names(values, where=where)
+    try:
+        return RunConfig(**named)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(error.errors(), named))) from error
+
+
+def _explain(problems: Iterable[Any], values: Mapping[str, Any]) -> list[str]:
+    """One sentence for each setting that is wrong, however many of its types refused it."""
+    told: dict[str, dict[str, str]] = {}
+    for problem in problems:
+        if not problem["loc"]:
+            told.setdefault("", {})[str(problem)] = str(problem["ctx"]["error"])
+            continue
+        name, *path = problem["loc"]
+        place, value = _place(values[name], path)
+        must = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else f"must be {allowed(name)}"
+        told.setdefault(name, {})[place] = f"{name} {must}, got {value!r}{place}"
+    for places in told.values():
+        if len(places) > 1:  # of a wrong part and the whole, the part says more
+            places.pop("", None)
+    return [sentence for places in told.values() for sentence in places.values()]
+
+
+def _place(value: Any, path: Iterable[int | str]) -> tuple[str, Any]:
+    """Where in a setting's value a path leads, in words, and what is there; unions add words of their own to a path."""
+    words = ""
+    for part in path:
+        if isinstance(value, Mapping) and part in value:
+            words, value = f" for {part}", value[part]
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            words, value = f" in place {part + 1}", value[part]
+    return words, value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """All settings, resolved and complete, as a recipe that makes the same run again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,100 @@
+"""What training steps add up: rows and tokens of each domain, and routing since the last line of metrics."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dylora_moe.data.batching import NO_DOMAIN
+from dylora_moe.evaluate.machine import memory_used
+from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
+from dylora_moe.train.state import Saved
+from dylora_moe.tuner import AuxiliaryLosses, Decision
+
+
+class StepFigures:
+    """Counts passes, and turns the counts into figures.
+
+    Args:
+        experts: Names, in the router's order.
+        domains: Names; a token's domain is an index into them.
+        seconds: Gives the seconds spent in steps since it was last called.
+        record_routing: Takes how tokens were routed since last time.
+
+    Attributes:
+        rows: Seen of each domain since the start.
+        tokens: Seen of each domain since the start.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[str],
+        domains: Sequence[str],
+        *,
+        seconds: Callable[[], float],
+        record_routing: Callable[[RoutingReport], None],
+    ) -> None:
+        self._meter = RoutingMeter(experts, domains)
+        self._seconds, self._record_routing = seconds, record_routing
+        # Sums stay where the model is: reading them every pass would make a GPU wait.
+        self.rows, self.tokens = (torch.zeros(len(domains), dtype=torch.long) for _ in range(2))
+        self._tokens_told = 0
+        self._auxiliary: AuxiliaryLosses | None = None
+
+    def add(
+        self,
+        domain: Tensor,
+        position_ids: Tensor | None,
+        decisions: Mapping[int | None, Decision],
+        auxiliary: AuxiliaryLosses,
+    ) -> None:
+        """Count one pass.
+
+        Args:
+            domain: (batch, tokens), int64, `NO_DOMAIN` at padding.
+            position_ids: (batch, tokens), int64, where documents are packed.
+            decisions: Of the pass.
+            auxiliary: Losses of the pass.
+        """
+        self._meter.add(list(decisions.values()), domain)
+        member = F.one_hot(domain - NO_DOMAIN, 1 + len(self.rows))[..., 1:]
+        first = member[:, 0] if position_ids is None else member * (position_ids == 0)[..., None]
+        self.rows = self.rows.to(domain.device) + first.reshape(-1, len(self.rows)).sum(0)
+        self.tokens = self.tokens.to(domain.device) + member.sum((0, 1))
+        self._auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call."""
+        tokens = int(self.tokens.sum())
+        figures: dict[str, float] = {
+            "tokens": tokens,
+            "tokens_per_second": (tokens - self._tokens_told) / max(self._seconds(), 1e-9),
+            "memory_gb": memory_used() / 1e9,
+        }
+        self._tokens_told = tokens
+        if self._auxiliary is not None:
+            figures |= {"balance_loss": float(self._auxiliary.balance), "z_loss": float(self._auxiliary.z)}
+        report = self._meter.report()
+        if report is not None:
+            figures |= {"router_entropy": report.decision_entropy, "load_entropy": report.load_entropy}
+            figures |= {"dead_experts": len(report.dead), "max_violation": report.max_violation}
+            figures |= {f"load_{name}": share for name, share in zip(report.experts, report.load, strict=True)}
+            self._record_routing(report)
+            self._meter.clear()
+        return figures
+
+    def sums(self) -> Saved:
+        """All that was counted, to go on from."""
+        tensors = {"rows": self.rows, "tokens": self.tokens}
+        tensors |= {f"routing.{name}": value for name, value in self._meter.sums().items()}
+        return Saved(tensors={name: value.clone() for name, value in tensors.items()}, record=self._tokens_told)
+
+    def set_sums(self, tensors: Mapping[str, Tensor], record: Any) -> None:
+        """Count on from what `sums` gave."""
+        self.rows, self.tokens, self._tokens_told = tensors["rows"].clone(), tensors["tokens"].clone(), record
+        prefix = "routing."
+        self._meter.set_sums(
+            {name.removeprefix(prefix): value.clone() for name, value in tensors.items() if name.startswith(prefix)}
+        )

@@ -1,0 +1,66 @@
+"""SIGTERM and SIGINT: the run ends where nothing is lost, and its exit code says that it can go on."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: not finished, the same command goes on. Schedulers restart what does not exit with 0."""
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end. No `Exception`, so that no library takes it for an error of its own."""
+
+
+class StopSignals:
+    """Inside the block SIGTERM and SIGINT raise `Stopped`: at once, or in a `deferred` block where `check` is called.
+
+    A second SIGINT ends the process as the system does it. Only the main thread can have such a block.
+    """
+
+    def __init__(self) -> None:
+        self._deferred = False
+        self._came: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a signal only counts where `check` is called."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def check(self) -> None:
+        """End here if a signal came.
+
+        Raises:
+            Stopped: It did.
+        """
+        if self._came is not None:
+            raise Stopped(self._came)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self._came is not None:
+            return
+        self._came = signal.Signals(number).name
+        if not self._deferred:
+            raise Stopped(self._came)
+        # Not by print: the signal may have come in the middle of one.
+        os.write(2, f"\n{self._came}: stopping after a checkpoint. Ctrl-C ends at once, without.\n".encode())

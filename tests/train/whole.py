@@ -1,0 +1,50 @@
+"""What interrupted runs are compared by: hard settings, and all that a run leaves."""
+
+from typing import Any
+
+from safetensors.torch import load_file
+
+from dylora_moe.run_dir import RunDir
+
+# Saves fall between lines of metrics, evaluations and ends of epochs.
+HARD = {
+    "max_steps": 13,
+    "gradient_accumulation_steps": 2,
+    "batch_size": 4,
+    "lora_dropout": 0.2,
+    "logging_steps": 4,
+    "eval_steps": 6,
+    "save_steps": 3,
+    "save_total_limit": 2,
+    "sample_tokens": 4,
+}
+CLOCKS = {
+    "seconds",
+    "tokens_per_second",
+    "memory_gb",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
+
+
+def outcome(run: RunDir) -> dict[str, Any]:
+    """All that a run leaves, but for clocks and paths."""
+    files = sorted((run / "final").rglob("*.safetensors"))
+    lines = {
+        name: [
+            {key: value for key, value in line.items() if key not in CLOCKS}
+            for line in run.read_lines(name)
+            if "train_runtime" not in line
+        ]
+        for name in ("metrics.jsonl", "routing.jsonl", "samples.jsonl")
+    }
+    result = {key: value for key, value in run.read("result.json").items() if key != "run"}
+    return {
+        "weights": {
+            str(file.relative_to(run.path)): {name: value.numpy().tobytes() for name, value in load_file(file).items()}
+            for file in files
+        },
+        "lines": lines,
+        "result": result,
+    }
