@@ -24,7 +24,8 @@ from dylora_moe.config import RunConfig
 from dylora_moe.data.batching import Collator, pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.run_dir import environment
-from dylora_moe.train.run import Stages, build_model, train
+from dylora_moe.train.run import train
+from dylora_moe.train.session import Stages, build_model
 from dylora_moe.tuner import LoadWindow
 from dylora_moe.tuner.head import read_head
 from dylora_moe.tuner.inspect import decoder_layers

@@ -118,3 +118,12 @@ def test_the_built_in_skill_sets_train(dylora: Run, recipe: Run, name: str) -> N
     datasets = [{"name": name, "num_examples": 8}]
     outcome = dylora("train", recipe(datasets=datasets, max_length=4096, batch_size=2, num_experts=1), "--json")
     assert outcome.json()["before"]["domains"][0]["domain"] == name
+
+
+def test_a_dry_run_says_what_the_run_will_need_and_keeps_nothing(dylora: Run, recipe: Run, tmp_path: Path) -> None:
+    outcome = dylora("train", recipe(), "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["counts"]["steps"] > 0 and found["run_s"] > 0 and found["peak"] > 1e6
+    assert found["plan"]["estimate"]["peak"] == pytest.approx(found["peak"], rel=0.5)
+    assert "time of the run" in outcome.err and not (tmp_path / "runs").exists()

@@ -20,7 +20,8 @@ from dylora_moe.data.build import build_run_data
 from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.stored import Rows
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train.run import Session, build_model, train
+from dylora_moe.train.run import train
+from dylora_moe.train.session import Session, build_model
 from dylora_moe.tuner.head import read_head
 
 __all__ = ["lean_process", "tiny_base", "tiny_rows", "tiny_settings"]

@@ -15,7 +15,8 @@ from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import evaluator
 from dylora_moe.train.parts import is_out_of_memory, split_batch
-from dylora_moe.train.run import Stages, train
+from dylora_moe.train.run import train
+from dylora_moe.train.session import Stages
 from dylora_moe.train.stopping import Stopped, StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
 

@@ -14,8 +14,9 @@ from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.data.batching import Collator
 from dylora_moe.errors import ConfigError, DataError, RunError, TunerError
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train import run as run_module
-from dylora_moe.train.run import Stages, calibrate_router, prepare, train
+from dylora_moe.train import session as session_module
+from dylora_moe.train.run import train
+from dylora_moe.train.session import Stages, calibrate_router, prepare
 
 DOMAINS = ["capitals", "functions", "sums"]
 EXPERTS = ["expert_0", "expert_1", "expert_2"]
@@ -275,7 +276,7 @@ class TestStopsBeforeTheFirstStep:
         assert hashes(config.run_dir) == {}
 
     def test_when_the_base_would_train(self, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        build = run_module.build_model
+        build = session_module.build_model
 
         def spoil(*args: Any) -> Any:
             model = build(*args)
@@ -283,7 +284,7 @@ class TestStopsBeforeTheFirstStep:
             return model
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "build_model", spoil)
+            patch.setattr(session_module, "build_model", spoil)
             self.attempt(tiny_config(**SHORT), TunerError, "base train and must be frozen")
         train(tiny_config(**SHORT))
 

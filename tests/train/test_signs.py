@@ -14,7 +14,7 @@ from dylora_moe.config import RunConfig
 from dylora_moe.run_dir import METRICS, RunDir
 from dylora_moe.train.run import train
 from dylora_moe.train.signs import Setup, Sign, find_signs, new_signs, not_finite
-from dylora_moe.train.trends import trend
+from dylora_moe.train.trends import stands_still, trend
 
 EVEN = Setup(
     max_steps=200,
@@ -338,3 +338,11 @@ def test_the_trend_of_noise_is_near_nothing_and_that_of_a_fall_is_not() -> None:
     assert abs(trend(noisy([1.0] * 50))) < 2
     assert trend(noisy([1 - index / 100 for index in range(50)])) < -4
     assert trend([1.0] * 10) == 0
+
+
+def test_what_falls_little_but_surely_does_not_stand_still() -> None:
+    """By less than 1 % between the thirds: once all the time, once only at the start."""
+    steady = noisy([2 - index / 4000 for index in range(60)], noise=0.001)
+    assert not stands_still([*[1.98] * 6, *steady], fall=0.01)
+    assert not stands_still(noisy([2.08] * 4 + [2.0] * 56, noise=0.01), fall=0.01)
+    assert stands_still(noisy([2.0] * 60, noise=0.01), fall=0.01)

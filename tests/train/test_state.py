@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dylora_moe.errors import RunError
-from dylora_moe.train.run import Session
+from dylora_moe.train.session import Session
 from dylora_moe.train.state import (
     Saved,
     load_optimizer,

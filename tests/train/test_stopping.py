@@ -17,6 +17,7 @@ from dylora_moe.config import RunConfig
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import evaluator, keeper
 from dylora_moe.train import run as run_module
+from dylora_moe.train import session as session_module
 from dylora_moe.train.run import train
 from dylora_moe.train.stopping import EXIT_CODE, Stopped, StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
@@ -53,7 +54,7 @@ def steps_kept(config: RunConfig) -> int:
 
 
 PLACES = {
-    "before anything": (run_module, "load_base", 1, -1),
+    "before anything": (session_module, "load_base", 1, -1),
     "answers before": (run_module, "generate_answers", 1, -1),
     "measuring before": (evaluator, "evaluate_domains", 1, -1),
     "first step": (RoutedTrainer, "compute_loss", 1, 0),

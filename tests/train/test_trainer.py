@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from dylora_moe.evaluate.routing import RoutingReport
-from dylora_moe.train.callbacks.progress import ShowProgress
-from dylora_moe.train.run import Session, build_trainer, calibrate_router
+from dylora_moe.train.session import Session, build_trainer, calibrate_router
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner.auxiliary import balance_loss
@@ -40,7 +38,7 @@ def labelled(row: Any) -> int:
 
 
 def new_trainer(session: Session) -> RoutedTrainer:
-    return build_trainer(session, ShowProgress(Console(quiet=True)), stop=StopSignals(), tell=print)
+    return build_trainer(session, stop=StopSignals(), tell=print)
 
 
 def fit(session: Session, *callbacks: Any) -> RoutedTrainer:

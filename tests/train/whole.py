@@ -22,6 +22,7 @@ CLOCKS = {
     "seconds",
     "tokens_per_second",
     "memory_gb",
+    "memory_share",
     "train_runtime",
     "train_samples_per_second",
     "train_steps_per_second",

@@ -40,6 +40,60 @@ def show_parameters(console: Console, parts: Sequence[Any]) -> None:
     console.print(f"{trainable / (trainable + frozen):.2%} of all parameters train.\n", highlight=False)
 
 
+def show_plan(console: Console, plan: Any) -> None:
+    """The memory that a run is estimated to need, and batches that were split for it, in a line or two."""
+    estimate = plan.estimate
+    console.print(f"Memory: about {_size(estimate.peak)} at the most, by estimate.", highlight=False)
+    if plan.split > 1:
+        console.print(f"So that it fits, each batch is computed in {plan.split} parts; what is learned stays the same.")
+    if plan.evaluation_split > 1:
+        console.print(f"So that they fit, batches of evaluations are cut into {plan.evaluation_split}.")
+
+
+def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
+    """What a dry run measured, beside what was estimated."""
+    estimate, counts, measured = found["plan"]["estimate"], found["counts"], found["calibration"]
+    table = Table("memory", "", title="What the run will need", title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    for part in _MEMORY_PARTS:
+        table.add_row(f"  {part}, estimated", _size(estimate[part]))
+    table.add_row("memory at the most, estimated", _size(estimate["peak"]))
+    table.add_row("memory at the most, measured", _size(found["peak"]), style="bold")
+    table.add_row("memory available", _size(found["available"]), end_section=True)
+    for text, times, seconds in (
+        ("optimizer steps", counts["steps"], measured["step_s"]),
+        ("evaluations", counts["evaluations"], measured["evaluation_s"]),
+        ("checkpoints", counts["saves"], measured["save_s"]),
+    ):
+        table.add_row(f"  {times:,} {text} of", _time(seconds))
+    table.add_row("  reading a checkpoint", _time(found["load_s"]))
+    table.add_row("time of the run", _time(found["run_s"]), style="bold", end_section=True)
+    table.add_row("  one checkpoint", _size(found["checkpoint"]))
+    table.add_row("  the model at the end", _size(found["final"]))
+    table.add_row("disk at the most", _size(found["disk"]), style="bold")
+    console.print(table)
+
+
+_MEMORY_PARTS = ("process", "base", "experts", "gradients", "optimizer", "activations", "loss", "evaluation")
+
+
+def _size(count: float) -> str:
+    """Bytes for a person to read."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _time(seconds: float) -> str:
+    """Seconds for a person to read."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def show_losses(console: Console, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Validation loss of each domain before and after training."""
     table = Table(title="Validation loss (nats per answer token)", title_justify="left")

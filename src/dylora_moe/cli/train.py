@@ -14,6 +14,8 @@ from dylora_moe.cli.show import (
     consoles,
     show_losses,
     show_parameters,
+    show_plan,
+    show_rehearsal,
     show_routing,
     show_samples,
 )
@@ -23,7 +25,7 @@ from dylora_moe.config.explain import remarks
 from dylora_moe.train.stopping import StopSignals
 
 
-def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
+def _train(recipe: Path | None, as_json: bool, dry_run: bool, **settings: Any) -> None:
     """Train as a recipe says, flags changing single settings of it.
 
     Every setting of a recipe is a flag of the same name, with underscores or hyphens. Without a recipe the defaults
@@ -31,15 +33,16 @@ def _train(recipe: Path | None, as_json: bool, **settings: Any) -> None:
     """
     config = config_of(recipe, settings)
     with StopSignals() as stop:
-        _run(config, as_json, stop)
+        _run(config, as_json, dry_run, stop)
 
 
-def _run(config: RunConfig, as_json: bool, stop: StopSignals) -> None:
+def _run(config: RunConfig, as_json: bool, dry_run: bool, stop: StopSignals) -> None:
     from dylora_moe.cli.quiet import quiet_libraries
 
     quiet_libraries()
     from dylora_moe.train.folder import settle_here
-    from dylora_moe.train.run import Stages, train
+    from dylora_moe.train.run import train
+    from dylora_moe.train.session import Stages
 
     console = consoles(as_json)
     given, config = config, settle_here(config)
@@ -48,8 +51,17 @@ def _run(config: RunConfig, as_json: bool, stop: StopSignals) -> None:
     stages = Stages(
         data=lambda data: _show_data(console, asdict(data.summary)),
         parameters=lambda parts: show_parameters(console, parts),
+        plan=lambda plan: show_plan(console, plan),
         console=console,
     )
+    if dry_run:
+        from dylora_moe.train.rehearsal import rehearse
+
+        rehearsal = rehearse(config, stages, stop)
+        show_rehearsal(console, asdict(rehearsal))
+        if as_json:
+            click.echo(json.dumps(asdict(rehearsal)))
+        return
     result = train(config, stages, stop)
     if result.get("already_finished"):
         console.print("This run is finished already; nothing was trained. Its result:")
@@ -89,4 +101,13 @@ def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-command = recipe_command("train", _train)
+command = recipe_command(
+    "train",
+    _train,
+    click.Option(
+        ["--dry-run"],
+        is_flag=True,
+        help="Try the run out: two real steps on the largest batch, an evaluation, a checkpoint and back. Shows what "
+        "the run will need, and keeps nothing.",
+    ),
+)

@@ -1,6 +1,5 @@
 """What this machine computes in."""
 
-import psutil
 import torch
 
 
@@ -23,10 +22,3 @@ def has_bf16() -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def memory_used() -> int:
-    """Bytes in use: of the GPU at the most since the start, or else resident of this process now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dylora_moe.data.batching import NO_DOMAIN
-from dylora_moe.evaluate.machine import memory_used
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
+from dylora_moe.train.memory import available_memory, peak_memory, resident_memory
 from dylora_moe.train.state import Saved
 from dylora_moe.tuner import AuxiliaryLosses, Decision
 
@@ -71,7 +71,7 @@ class StepFigures:
         figures: dict[str, float] = {
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_told) / max(self._seconds(), 1e-9),
-            "memory_gb": memory_used() / 1e9,
+            **self._memory(),
         }
         self._tokens_told = tokens
         if self._auxiliary is not None:
@@ -84,6 +84,12 @@ class StepFigures:
             self._record_routing(report)
             self._meter.clear()
         return figures
+
+    def _memory(self) -> dict[str, float]:
+        """Of a GPU the most since the start; else resident of this process now. And its share of what can be had."""
+        device = self.rows.device
+        used = peak_memory(device) if device.type == "cuda" else resident_memory()
+        return {"memory_gb": used / 1e9, "memory_share": used / available_memory(device)}
 
     def sums(self) -> Saved:
         """All that was counted, to go on from."""

@@ -42,10 +42,18 @@ def settle_here(config: RunConfig) -> RunConfig:
     return settle(config, machine, stored)
 
 
-def find_start(run: RunDir, config: RunConfig, tell: Callable[[str], None]) -> Path | None:
+def find_start(
+    run: RunDir, config: RunConfig, tell: Callable[[str], None], fetch: Callable[[str], Path]
+) -> Path | None:
     """The checkpoint to go on from, None to begin; what is wrong with newer ones is told.
 
     That of the run's own folder comes first, so that the same command starts a run and goes on with it.
+
+    Args:
+        run: The run's folder.
+        config: The settings now.
+        tell: Takes what a person should know.
+        fetch: Name of an artifact -> the folder of the checkpoint in it.
 
     Raises:
         RunError: The folder holds something else or a run with other settings, or the checkpoint that was asked for is
@@ -53,9 +61,11 @@ def find_start(run: RunDir, config: RunConfig, tell: Callable[[str], None]) -> P
     """
     _check_unfinished(run, config)
     own = find_newest(run / CHECKPOINTS, tell=tell)
-    if own is not None or config.resume in ("auto", "never"):
+    if own is not None:
         return own
-    return _check_given(Path(config.resume), config)
+    if config.wandb_checkpoint_artifact is not None:
+        return _check_given(fetch(config.wandb_checkpoint_artifact), config)
+    return None if config.resume in ("auto", "never") else _check_given(Path(config.resume), config)
 
 
 def _check_unfinished(run: RunDir, config: RunConfig) -> None:

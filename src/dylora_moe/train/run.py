@@ -1,33 +1,23 @@
 """THE PAGE: settings -> base, data, model, trainer -> a fitted mixture in its run folder."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
+import numpy as np
 from pydantic import TypeAdapter
-from rich.console import Console
 from transformers import set_seed
 
-from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig, to_yaml
-from dylora_moe.data.batching import Collator, pad_token_id
-from dylora_moe.data.build import build_run_data
-from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.inspect import view_data
 from dylora_moe.data.paths import with_full_paths
-from dylora_moe.data.registry import registry_of
-from dylora_moe.data.sampler import make_sampler
-from dylora_moe.data.sources import check_path, parse_dataset_spec
-from dylora_moe.data.templates import set_template
-from dylora_moe.errors import ConfigError, RunError
+from dylora_moe.errors import RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.losses import Evaluation
-from dylora_moe.evaluate.machine import base_dtype
-from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.run_dir import (
     CHECKPOINTS,
     CONFIG,
@@ -36,49 +26,30 @@ from dylora_moe.run_dir import (
     FINAL,
     REMOVED,
     RESULT,
-    ROUTING,
     SAMPLES,
     START,
+    TRACKERS,
     RunDir,
     environment,
 )
-from dylora_moe.train.arguments import schedule_of, training_arguments
 from dylora_moe.train.callbacks.progress import ShowProgress
-from dylora_moe.train.callbacks.record import RecordMetrics
-from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.train.callbacks.trackers import Track
+from dylora_moe.train.callbacks.watch import Watch
 from dylora_moe.train.folder import find_start, finished_result, settle_here
-from dylora_moe.train.keeper import RUN, Keeper
-from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
+from dylora_moe.train.keeper import RUN, Checkpoint
+from dylora_moe.train.needs import plan_memory
+from dylora_moe.train.parameters import count_parameters
+from dylora_moe.train.session import Session, Stages, build_trainer, calibrate_router, check_machine, prepare
+from dylora_moe.train.signs import Setup
 from dylora_moe.train.stopping import StopSignals
+from dylora_moe.train.trackers import Sample, Trackers, check_trackers, fetch_checkpoint
 from dylora_moe.train.trainer import NotFinite, RoutedTrainer
-from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig, save_model
-from dylora_moe.tuner.head import Head, read_head
+from dylora_moe.tuner import save_model
 
-# Rows of each domain that calibrate the router's features.
-_CALIBRATION_ROWS = 32
+# Seconds for trackers to end in when the run does not go on: a machine that is taken away gives about 30 in all.
+_TRACKERS_GRACE_S = 5
 # Characters by which a person knows a row again.
 _SHOWN_OF_A_ROW = 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """Called with what each stage made, so that a shell can show it; each does nothing by default."""
-
-    data: Callable[[DataBundle], None] = lambda data: None
-    parameters: Callable[[list[PartCount]], None] = lambda parts: None
-    console: Console = field(default_factory=lambda: Console(quiet=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """What a run trains with."""
-
-    config: RunConfig
-    run: RunDir
-    base: LoadedBase
-    data: DataBundle
-    model: DyLoraModel
-    head: Head
 
 
 def train(config: RunConfig, stages: Stages | None = None, stop: StopSignals | None = None) -> dict[str, Any]:
@@ -97,30 +68,96 @@ def train(config: RunConfig, stages: Stages | None = None, stop: StopSignals | N
     with run.locked():
         if run.is_finished:
             return finished_result(run, config)
-        _check_machine(config)
-        checkpoint = find_start(run, config, _teller(stages))
-        set_seed(config.seed)
-        session = prepare(config, run, stages)
-        with closing(ShowProgress(stages.console)) as progress:
-            trainer = build_trainer(session, progress, stop=stop, tell=_teller(stages))
-            start = _begin(session, trainer, stages) if checkpoint is None else _go_on(session, checkpoint, stages)
-            _fit(session, trainer, checkpoint)
-            after = trainer.measure()
-        result = _result(session, trainer, start, after, _answers(session))
-        shutil.rmtree(run / FINAL, ignore_errors=True)  # of this run, if it was killed before it had its result
-        save_model(
-            session.model,
-            run / FINAL,
-            base_name=config.base_model,
-            base_revision=session.base.resolved.revision,
-            tokenizer=session.base.tokenizer,
+        check_machine(config)
+        check_trackers(config.report_to)
+        with TemporaryDirectory() as fetched, _tracking(config, run, stages) as trackers:
+            checkpoint = find_start(run, config, stages.tell, lambda name: fetch_checkpoint(name, Path(fetched)))
+            set_seed(config.seed)
+            return _train(prepare(config, run, stages), checkpoint, trackers, stages, stop)
+
+
+def _train(
+    session: Session, checkpoint: Path | None, trackers: Trackers, stages: Stages, stop: StopSignals
+) -> dict[str, Any]:
+    run = session.run
+    with closing(ShowProgress(stages.console)) as progress:
+        watch = Watch(run, _watched(session), stages.tell)
+        callbacks = [progress, Track(trackers), watch]
+        trainer = build_trainer(
+            session, stop=stop, tell=stages.tell, callbacks=callbacks, extra=lambda: {"trackers": trackers.state()}
         )
-        run.write(RESULT, result)
+        plan = plan_memory(session, trainer)
+        stages.plan(plan)
+        trainer.use_plan(plan)
+        if checkpoint is None:
+            trackers.start()
+            start = _begin(session, trainer, stages)
+            trackers.log_samples(0, _samples(session, start.answers))
+        else:
+            _go_on_tracking(trackers, run, checkpoint)
+            start = _go_on(session, checkpoint, stages)
+        watch.base_loss = start.before.mean_loss
+        _fit(session, trainer, checkpoint)
+        after = trainer.measure()
+    answers = _answers(session)
+    trackers.log_samples(trainer.state.global_step, _samples(session, answers))
+    result = _result(session, trainer, start, after, answers)
+    shutil.rmtree(run / FINAL, ignore_errors=True)  # of this run, if it was killed before it had its result
+    save_model(
+        session.model,
+        run / FINAL,
+        base_name=session.config.base_model,
+        base_revision=session.base.resolved.revision,
+        tokenizer=session.base.tokenizer,
+    )
+    trackers.log_best_model(run / FINAL)
+    run.write(RESULT, result)
     return result
 
 
-def _teller(stages: Stages) -> Callable[[str], None]:
-    return lambda text: stages.console.print(text, highlight=False, markup=False)
+@contextmanager
+def _tracking(config: RunConfig, run: RunDir, stages: Stages) -> Iterator[Trackers]:
+    """The run's trackers, ended however the block ends."""
+    trackers = Trackers(
+        config.report_to,
+        folder=run / TRACKERS,
+        run_name=config.run_name,
+        config=config.model_dump(mode="json"),
+        environment=environment() if config.report_to else {},
+        tell=stages.tell,
+    )
+    try:
+        yield trackers
+    except BaseException:
+        trackers.finish(ok=False, seconds=_TRACKERS_GRACE_S)
+        raise
+    trackers.finish()
+
+
+def _go_on_tracking(trackers: Trackers, run: RunDir, checkpoint: Path) -> None:
+    """As the same runs, unless the checkpoint is another run's, which may go on beside this one."""
+    made = Checkpoint(checkpoint)
+    if checkpoint.parent == run / CHECKPOINTS:
+        trackers.load(made.extra["trackers"])
+    trackers.start(resumed_at=made.trainer_state().global_step)
+
+
+def _watched(session: Session) -> Setup:
+    config, domains = session.config, session.data.train.domains
+    counts = np.bincount(domains, minlength=len(session.data.domains))
+    return Setup(
+        max_steps=0,  # known to the trainer
+        warmup_ratio=config.warmup_ratio,
+        learning_rate=config.learning_rate,
+        rows_per_step=config.batch_size * config.gradient_accumulation_steps,
+        top_k=config.top_k,
+        domain_shares=tuple((counts / counts.sum()).tolist()),
+    )
+
+
+def _samples(session: Session, answers: list[Answer]) -> list[Sample]:
+    named = zip(session.data.domains, answers, strict=False)
+    return [Sample(domain=domain, prompt=answer.prompt, text=answer.text) for domain, answer in named]
 
 
 def _fit(session: Session, trainer: RoutedTrainer, checkpoint: Path | None) -> None:
@@ -188,104 +225,6 @@ def _inputs(session: Session) -> dict[str, Any]:
     return {"base_revision": session.base.resolved.revision, "data": data}
 
 
-def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
-    """Base, data and model, each shown and checked; nothing is written yet."""
-    registry = registry_of(config.data_registry)
-    for dataset in config.datasets:  # a typo costs no download
-        check_path(parse_dataset_spec(dataset, registry), registry)
-    dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
-    base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
-    set_template(base.tokenizer, config.chat_template)
-    data = build_run_data(config, base.tokenizer, tell=stages.console.print)
-    stages.data(data)
-    _check_metric(config, data.domains)
-    model = build_model(config, base)
-    stages.parameters(count_parameters(model))
-    check_parameters(model)
-    return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
-
-
-def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
-    """The mixture on its base, experts untrained, in training mode."""
-    targets = config.target_modules
-    model = DyLoraModel(
-        base.model,
-        [f"expert_{index}" for index in range(config.num_experts)],
-        expert_config=ExpertConfig(
-            rank=config.lora_r,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
-            target_modules=targets,
-        ),
-        routing=RoutingConfig(
-            granularity=config.granularity,
-            router_scope=config.router_scope,
-            tap_layer=config.tap_layer,
-            top_k=config.top_k,
-            temperature=config.temperature,
-            execution=config.execution,
-        ),
-    )
-    return model.train()
-
-
-def build_trainer(
-    session: Session, progress: ShowProgress, *, stop: StopSignals, tell: Callable[[str], None]
-) -> RoutedTrainer:
-    """transformers' Trainer with our losses, recording into the run folder."""
-    run, config, data = session.run, session.config, session.data
-    sampler, padding = make_sampler(config, data.train, data.domains), pad_token_id(session.base.tokenizer)
-
-    def record_routing(step: int, split: str, report: RoutingReport) -> None:
-        run.append(ROUTING, {"step": step, "split": split, **asdict(report)})
-
-    return RoutedTrainer(
-        session.model,
-        training_arguments(config, steps_per_epoch=-(-len(sampler) // config.gradient_accumulation_steps)),
-        head=session.head,
-        train_rows=data.train,
-        sampler=sampler,
-        domains=data.domains,
-        evaluator=Evaluator(
-            session.head, data.validation, rows=config.eval_batch_size, pad_token_id=padding, tell=tell
-        ),
-        pad_token_id=padding,
-        balance_coefficient=config.balance_coefficient,
-        z_coefficient=config.z_coefficient,
-        router_learning_rate=config.router_learning_rate,
-        schedule=schedule_of(config),
-        patience=config.early_stopping_patience,
-        load_best=config.load_best_model_at_end,
-        record_routing=record_routing,
-        keeper=Keeper(
-            run / CHECKPOINTS,
-            keep=config.save_total_limit,
-            keep_best=config.load_best_model_at_end,
-            copy_run=run.copy_to,
-        ),
-        stop=stop,
-        tell=tell,
-        callbacks=[RecordMetrics(run), progress],
-    )
-
-
-def calibrate_router(session: Session) -> None:
-    """Show the router a sample of training rows of every domain, so that it starts with centred features."""
-    if not session.model.routers:
-        return
-    data, size = session.data, session.config.eval_batch_size
-    rows = []
-    for index in range(len(data.domains)):
-        rows += [data.train[int(place)] for place in data.train.of_domain(index)[:_CALIBRATION_ROWS]]
-    collate = Collator(pad_token_id=pad_token_id(session.base.tokenizer))
-    batches = []
-    for start in range(0, len(rows), size):
-        batch = collate(rows[start : start + size])
-        batches.append({key: value.to(session.model.device) for key, value in batch.items() if key != "domain"})
-    session.model.calibrate(batches)
-
-
 def _answers(session: Session) -> list[Answer]:
     """Greedy answers to the first validation prompt of each domain."""
     if not session.config.sample_tokens:
@@ -342,16 +281,3 @@ def _start_folder(session: Session) -> None:
 def _copy_removed(session: Session) -> None:
     if session.data.removed_file.stat().st_size:
         shutil.copyfile(session.data.removed_file, session.run / REMOVED)
-
-
-def _check_metric(config: RunConfig, domains: Sequence[str]) -> None:
-    known = ["eval_loss", *(f"eval_{domain}_loss" for domain in domains)]
-    if config.metric_for_best_model not in known:
-        raise ConfigError(
-            f"metric_for_best_model must be one of {', '.join(known)}, got {config.metric_for_best_model!r}."
-        )
-
-
-def _check_machine(config: RunConfig) -> None:
-    if config.fp16 and not torch.cuda.is_available():
-        raise ConfigError("fp16 needs a GPU, and this machine has none. Use --bf16 or --no-bf16 (float32).")

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from dylora_moe.data.batching import NO_DOMAIN, BucketedBatchSampler, Collator, TokenizedRow
+from dylora_moe.data.batching import NO_DOMAIN, Collator, PlannedBatchSampler, TokenizedRow
 from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.losses import Evaluation
@@ -21,6 +21,7 @@ from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.train.callbacks.clock import AtStart, StepClock
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.figures import StepFigures
+from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Checkpoint, Keeper
 from dylora_moe.train.parameters import parameter_groups
 from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
@@ -75,7 +76,7 @@ class RoutedTrainer(Trainer):
         *,
         head: Head,
         train_rows: Sequence[TokenizedRow],
-        sampler: BucketedBatchSampler | PackedBatchSampler,
+        sampler: PlannedBatchSampler[Any],
         domains: Sequence[str],
         evaluator: Evaluator,
         pad_token_id: int,
@@ -129,6 +130,11 @@ class RoutedTrainer(Trainer):
     def routed(self) -> DyLoraModel:
         """The mixture, whatever is wrapped around it."""
         return self.accelerator.unwrap_model(self.model)
+
+    def use_plan(self, plan: Plan) -> None:
+        """Compute batches in as many parts as fit into memory."""
+        self.parts = max(self.parts, plan.split)
+        self.evaluator.rows = -(-self.evaluator.rows // plan.evaluation_split)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in an order that seed and epoch decide."""

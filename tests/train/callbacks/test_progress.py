@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from dylora_moe.config import RunConfig
-from dylora_moe.train.run import Stages, train
+from dylora_moe.train.run import train
+from dylora_moe.train.session import Stages
 from dylora_moe.train.trainer import RoutedTrainer
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # what a terminal is sent for its cursor
