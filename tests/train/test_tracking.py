@@ -133,8 +133,8 @@ def test_a_checkpoint_that_is_an_artifact_is_gone_on_from(
 
 
 def test_a_sign_is_told_and_kept(tiny_config: Callable[..., RunConfig]) -> None:
-    """A rate far too high: the loss explodes, and the run says so while it goes on."""
-    config = tiny_config(max_steps=60, num_epochs=100, logging_steps=1, learning_rate=3.0, max_grad_norm=1e9)
+    """A rate far too low: the loss stands still, and the run says so while it goes on."""
+    config = tiny_config(max_steps=80, num_epochs=100, logging_steps=1, learning_rate=1e-9, batch_size=18)
     train(config)
     warnings = RunDir(config.run_dir).read_lines("warnings.jsonl")
     assert warnings and all({"step", "name", "seen", "advice"} <= warning.keys() for warning in warnings)
