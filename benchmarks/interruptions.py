@@ -97,7 +97,7 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
         while len(codes) < times:
             # One in five anywhere in the start, the others in a part of the training that lets the run get on.
             start = alone - training
-            seconds = draw.uniform(0, start) if draw.random() < 0.2 else start + draw.uniform(0, 1.6 * training / times)
+            seconds = draw.uniform(0, start) if draw.random() < 0.2 else start + draw.uniform(0, training / times)
             code, text = live(arguments, SIGNALS[number], seconds)
             if code == 0:
                 break
@@ -125,7 +125,7 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
 
 @click.command(help=__doc__)
 @click.option("--times", default=20, show_default=True, help="Signals sent to each run.")
-@click.option("--steps", default=600, show_default=True)
+@click.option("--steps", default=1500, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--kinds", default=",".join(KINDS), show_default=True)
 @click.option("--signals", default=",".join(SIGNALS), show_default=True)

@@ -35,6 +35,7 @@ from dylora_moe.run_dir import (
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.trackers import Track
 from dylora_moe.train.callbacks.watch import Watch
+from dylora_moe.train.compiling import compile_layers
 from dylora_moe.train.folder import find_start, finished_result, settle_here
 from dylora_moe.train.keeper import RUN, Checkpoint
 from dylora_moe.train.needs import plan_memory
@@ -86,6 +87,8 @@ def _train(
         trainer = build_trainer(
             session, stop=stop, tell=stages.tell, callbacks=callbacks, extra=lambda: {"trackers": trackers.state()}
         )
+        if session.config.torch_compile:
+            compile_layers(session.model, stages.tell)
         plan = plan_memory(session, trainer)
         stages.plan(plan)
         trainer.use_plan(plan)
