@@ -19,6 +19,7 @@ from dylora_moe.config import RunConfig, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import run as run_module
+from dylora_moe.train.checkpoint import find_newest
 from dylora_moe.train.run import train
 
 
@@ -218,3 +219,47 @@ def test_what_is_no_sound_checkpoint_is_refused(
     ):
         train(config)
     assert set(content(config)) <= {".lock"}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one bit flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture(scope="module")
+def made(finished: Any) -> list[str]:
+    """The files of a checkpoint as a run makes it."""
+    folder = finished[1].path / "checkpoints" / "step-000005"
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_each_file_of_a_checkpoint_is_guarded(finished: Any, made: list[str], tmp_path: Path) -> None:
+    assert {"weights.safetensors", "optimizer.safetensors", "loop.safetensors", "manifest.json"} <= set(made)
+    for name in made:
+        for kind, damage in DAMAGES.items():
+            folder = shutil.copytree(finished[1].path / "checkpoints", tmp_path / "copy")
+            damage(folder / "step-000005" / name)
+            told: list[str] = []
+            found = find_newest(folder, tell=told.append)
+            assert found is not None and found.name == "step-000004", (name, kind)
+            assert len(told) == 1 and "step-000005 is not used" in told[0] and Path(name).name in told[0], told
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_run_falls_back_and_ends_the_same(finished: Any, tmp_path: Path, kind: str) -> None:
+    config, run, result = finished
+    config = config.model_copy(update={"output_dir": tmp_path})
+    shutil.copytree(run.path, config.run_dir)
+    (config.run_dir / "result.json").unlink()
+    DAMAGES[kind](config.run_dir / "checkpoints" / "step-000005" / "optimizer.safetensors")
+    again = train(config)
+    assert again["after"]["mean_loss"] == result["after"]["mean_loss"]
+    assert outcome(RunDir(config.run_dir))["weights"] == outcome(run)["weights"]
