@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 from _measure import environment
@@ -57,16 +57,23 @@ def write_recipe(folder: Path, name: str, steps: int, kind: str) -> list[str]:
     return [sys.executable, "-c", "from dylora_moe.cli.main import main; main()", "train", str(recipe)]
 
 
-def live(arguments: list[str], number: signal.Signals | None, seconds: float) -> tuple[int, str]:
-    """Run a process, ended by a signal after so many seconds; gives its exit code and what it said of itself."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if number is not None:
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-    text, _ = process.communicate()
-    return process.returncode, text
+def live(arguments: list[str], number: signal.Signals | None, awaited: str, seconds: float) -> tuple[int, str]:
+    """Run a process, ended by a signal so many seconds after it said something; gives its exit code and output."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
+        if number is not None:
+            while awaited not in _read(output) and process.poll() is None:
+                time.sleep(0.01)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+        return process.wait(), _read(output)
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
@@ -88,26 +95,26 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.monotonic()
-        code, text = live(write_recipe(folder, "whole", steps, kind), None, 0)
+        code, text = live(write_recipe(folder, "whole", steps, kind), None, "", 0)
         assert code == 0, text
         alone = time.monotonic() - began
-        whole, run, codes, early = RunDir(folder / "whole"), RunDir(folder / "ended"), [], 0
+        whole, run, codes, before = RunDir(folder / "whole"), RunDir(folder / "ended"), [], 0
         training = next(line["train_runtime"] for line in whole.read_lines(METRICS) if "train_runtime" in line)
         arguments = write_recipe(folder, "ended", steps, kind)
         while len(codes) < times:
             # One in five anywhere in the start, the others in a part of the training that lets the run get on.
-            start = alone - training
-            seconds = draw.uniform(0, start) if draw.random() < 0.2 else start + draw.uniform(0, training / times)
-            code, text = live(arguments, SIGNALS[number], seconds)
+            early = draw.random() < 0.2
+            awaited, longest = ("", alone - training) if early else ("Training for", training / 12)
+            code, text = live(arguments, SIGNALS[number], awaited, draw.uniform(0, longest))
             if code == 0:
                 break
             codes.append(code)
-            early += "Training for" not in text
+            before += "Training for" not in text
             newest = max((path.name for path in (run / "checkpoints").glob("step-*")), default="none")
             console.print(
                 f"{kind} {number} {len(codes)}: exit code {code}, newest checkpoint {newest}", highlight=False
             )
-        code, text = live(arguments, None, 0)  # to its end, or that it is at its end
+        code, text = live(arguments, None, "", 0)  # to its end, or that it is at its end
         assert code == 0, text
         one, other = outcome(whole), outcome(run)
         return {
@@ -115,7 +122,7 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
             "signal": number,
             "times": len(codes),
             "steps": steps,
-            "before_training": early,
+            "before_training": before,
             "exit_codes": sorted(set(codes)),
             "seconds_alone": round(alone, 1),
             "compared": len(one),

@@ -106,6 +106,19 @@ def test_a_step_is_done_again_in_parts(
     assert one["result"]["trained"] == other["result"]["trained"]
 
 
+def test_a_batch_is_halved_until_it_fits(tiny_config: Callable[..., RunConfig]) -> None:
+    """Also where a batch that went well before does not fit in the parts that it is done again in."""
+    whole, config = (tiny_config(**NO_DROPOUT, run_name=name) for name in ("whole", "small"))
+    train(whole)
+    console = Listener()
+    console.told = []
+    with pytest.MonkeyPatch.context() as patch:
+        fail_above(patch, rows=1, from_call=2)
+        train(config, Stages(console=console))  # type: ignore[arg-type]
+    assert [re.findall(r"in (\d) parts", text) for text in console.told if "Memory ran" in text] == [["2"], ["4"]]
+    assert losses(config) == pytest.approx(losses(whole), rel=2e-5)
+
+
 class Listener:
     """As much of a console as a run needs."""
 

@@ -173,15 +173,19 @@ class RoutedTrainer(Trainer):
         """Forward and backward of one batch, in parts where the whole of it did not fit into memory."""
         self.stop.check()
         self._passed.append(inputs)
+        again: list[dict[str, Any]] = []
         while True:
             try:
+                for batch in again:
+                    self._tr_loss += self._in_parts(model, batch, num_items_in_batch)
                 return self._in_parts(model, inputs, num_items_in_batch)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(inputs, error)
             # Outside of the handler, whose error holds on to the memory of the step.
-            self._take_back(model, num_items_in_batch)
+            self._take_back(model)
+            again = self._passed[:-1]
 
     def _in_parts(self, model: Any, inputs: dict[str, Any], num_items: Any) -> Tensor:
         parts = split_batch(inputs, self.parts)
@@ -224,8 +228,8 @@ class RoutedTrainer(Trainer):
             "parts; what is learned stays the same."
         )
 
-    def _take_back(self, model: Any, num_items: Any) -> None:
-        """Do the batches of this step but the last again."""
+    def _take_back(self, model: Any) -> None:
+        """Be as before the first batch of this step."""
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -234,8 +238,6 @@ class RoutedTrainer(Trainer):
         self.parts = parts
         set_random_state(moment.random)
         self.window.clear()
-        for inputs in self._passed[:-1]:
-            self._tr_loss += self._in_parts(model, inputs, num_items)
 
     def compute_loss(
         self,
