@@ -1,4 +1,4 @@
-"""How near the estimate of `train/fit` is to the memory that training takes, and what a steady allocator changes.
+"""How near the estimate of `train/fit` is to the memory that training takes, and what giving memory back costs.
 
 Each case runs in a process of its own, one after the other: it loads a base, estimates, takes a few real steps and
 an evaluation at that shape, and reports the most that it held. Run with --help for the settings.
@@ -25,7 +25,7 @@ from torch import Tensor
 from dylora_moe.bases import load_base
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.train.fit import Estimator, Pass, Workload
-from dylora_moe.train.memory import peak_memory, resident_memory, steady_allocator
+from dylora_moe.train.memory import peak_memory, resident_memory, return_freed_memory
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, LoadWindow, RoutingConfig
 from dylora_moe.tuner.head import Head, read_head
 
@@ -50,7 +50,7 @@ class Case:
     checkpointing: bool = False
     documents: int = 1
     steps: int = 3
-    steady: bool = True
+    gives_back: bool = True
 
 
 def make_cases(bases: Sequence[str], steps: int) -> list[Case]:
@@ -78,8 +78,8 @@ def make_cases(bases: Sequence[str], steps: int) -> list[Case]:
 def run_case(case: Case, threads: int) -> dict[str, Any]:
     """Estimate, train, and compare; in this process, whose peak counts from its start."""
     torch.set_num_threads(threads)
-    if case.steady:
-        steady_allocator()
+    if case.gives_back:
+        return_freed_memory()
     dtype = base_dtype(bf16=None, fp16=False)
     base = load_base(case.base, dtype=dtype)
     if torch.cuda.is_available():
@@ -168,19 +168,19 @@ def in_a_process_of_its_own(case: Case, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare_allocators(bases: Sequence[str], steps: int, rounds: int, threads: int, console: Console) -> list[Any]:
-    """Peaks and CPU time of steps with a steady allocator and as glibc chooses, processes in turn."""
+def compare_giving_back(bases: Sequence[str], steps: int, rounds: int, threads: int, console: Console) -> list[Any]:
+    """Peaks and CPU time of steps with and without giving memory back, processes in turn."""
     records = []
     for base in bases:
         for rows, tokens in _SHAPES[:2]:
             runs: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
             for _ in range(rounds):
-                for steady, found in runs.items():
-                    case = Case(name="", base=base, rows=rows, tokens=tokens, steps=steps, steady=steady)
+                for gives_back, found in runs.items():
+                    case = Case(name="", base=base, rows=rows, tokens=tokens, steps=steps, gives_back=gives_back)
                     found.append(in_a_process_of_its_own(case, threads))
             record: dict[str, Any] = {"base": base, "rows": rows, "tokens": tokens}
-            for steady, found in runs.items():
-                name = "steady" if steady else "plain"
+            for gives_back, found in runs.items():
+                name = "given_back" if gives_back else "kept"
                 record[f"{name}_peak"] = max(run["peak_measured"] for run in found)
                 # The first step draws memory either way.
                 record[f"{name}_step_cpu_s"] = statistics.median(s for run in found for s in run["step_cpu_s"][1:])
@@ -194,7 +194,7 @@ def compare_allocators(bases: Sequence[str], steps: int, rounds: int, threads: i
 @click.option("--only", default="", help="Cases whose name has this in it.")
 @click.option("--steps", type=click.IntRange(2), default=3, help="The optimizer has its state from the second on.")
 @click.option("--threads", type=click.IntRange(1), default=1)
-@click.option("--allocators", "rounds", type=int, default=0, help="Compare allocators instead, in so many rounds.")
+@click.option("--giving-back", "rounds", type=int, default=0, help="Measure that instead, in so many rounds.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--case", "one", hidden=True, help="Run this case, as JSON, in this process.")
 def main(bases: str, only: str, steps: int, threads: int, rounds: int, output: Path | None, one: str | None) -> None:
@@ -204,7 +204,7 @@ def main(bases: str, only: str, steps: int, threads: int, rounds: int, output: P
         return
     console, chosen = Console(), bases.split(",")
     if rounds:
-        records = compare_allocators(chosen, steps, rounds, threads, console)
+        records = compare_giving_back(chosen, steps, rounds, threads, console)
     else:
         records = []
         for case in make_cases(chosen, steps):

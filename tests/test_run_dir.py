@@ -95,6 +95,20 @@ def test_a_last_line_that_was_cut_off_is_left_out(run: RunDir, missing_bytes: in
     assert run.read_lines("samples.jsonl") == [{"step": 1}]
 
 
+def test_what_a_killed_process_left_of_a_file_is_nothing(run: RunDir) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from dylora_moe.run_dir import RunDir\n"
+        "os.replace = lambda *paths: os._exit(9)\n"
+        "RunDir(pathlib.Path(sys.argv[1])).write(sys.argv[2], 'half')\n"
+    )
+    for name in ("config.yaml", ".lock.json", "metrics.jsonl"):
+        assert subprocess.run([sys.executable, "-c", code, str(run.path), name]).returncode == 9
+    assert len(list(run.path.iterdir())) >= 3 and run.is_empty
+    (run.path / ".hidden").touch()
+    assert not run.is_empty
+
+
 def test_lines_of_a_file_that_is_not_there_are_none(run: RunDir) -> None:
     assert run.read_lines("metrics.jsonl") == []
 

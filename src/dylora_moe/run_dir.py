@@ -6,6 +6,7 @@ It is all that stages share: training writes, evaluation, chat and reports read.
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,8 @@ WARNINGS = "warnings.jsonl"
 _LINES = (METRICS, ROUTING, SAMPLES, WARNINGS)
 # What a run writes between its start and its end.
 _BEGUN = (CONFIG, ENVIRONMENT, DATA, START, *_LINES)
+# What `write` leaves of a file when its process is killed.
+_UNFINISHED = re.compile(r"\.\.?[a-z]+\.(json|jsonl|yaml)\.[a-z0-9_]{8}")
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
 _PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -54,8 +57,8 @@ class RunDir:
 
     @property
     def is_empty(self) -> bool:
-        """True when the folder holds nothing but its lock."""
-        return all(entry.name in (_LOCK, _HOLDER) for entry in self.path.iterdir())
+        """True when the folder holds nothing but its lock, and files that a process was killed in the middle of."""
+        return all(entry.name in (_LOCK, _HOLDER) or _UNFINISHED.fullmatch(entry.name) for entry in self.path.iterdir())
 
     @property
     def is_finished(self) -> bool:
@@ -126,9 +129,10 @@ class RunDir:
                 shutil.copyfile(path, folder / name)
 
     def clear(self) -> None:
-        """Delete what a run writes between its start and its end."""
+        """Delete what a run writes between its start and its end; not its settings, by which it is known."""
         for name in _BEGUN:
-            (self.path / name).unlink(missing_ok=True)
+            if name != CONFIG:
+                (self.path / name).unlink(missing_ok=True)
 
     def copy_from(self, folder: Path) -> None:
         """Be as the run was when `copy_to` filled the folder."""

@@ -125,7 +125,26 @@ def test_later_checkpoints_than_the_newest_are_those_that_were_not_sound(parent:
     (parent / "step-000100" / "a.bin").write_bytes(b"")
     write_checkpoint(parent, 30, fill)
     prune(parent, step=30, keep=1)
-    assert names(parent) == ["step-000030"]
+    assert names(parent) == ["step-000030", "step-000100"]
+    write_checkpoint(parent, 100, fill)
+    prune(parent, step=100, keep=1)
+    assert names(parent) == ["step-000100.1"]
+
+
+def test_what_cannot_be_read_now_is_no_damage(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk that is away for a minute must not make a run begin again."""
+
+    def fail(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("dylora_moe.train.checkpoint.hash_file", fail)
+    with pytest.raises(RunError, match=r"must be readable to see whether it is sound.*Input/output error"):
+        newest(parent)
+
+
+def test_a_manifest_of_nothing_is_none(parent: Path) -> None:
+    (parent / "step-000100" / "manifest.json").write_text('{"format": 2, "files": {}}')
+    assert find_fault(parent / "step-000100") == "manifest.json lists no files"
 
 
 def test_the_newest_are_kept_by_their_number(parent: Path) -> None:

@@ -1,13 +1,20 @@
 """What a run will need: against what tensors really take, by torch's own hooks and a count of live memory."""
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dylora_moe.bases import EMBEDDED
+from dylora_moe.cache.store import cache_folder, is_complete
 from dylora_moe.errors import RunError
 from dylora_moe.train.fit import Calibration, Changes, Estimator, Pass, Workload, choose_split, make_plan, suggest
 from dylora_moe.train.fit.trace import Meter, StepTrace, trace_evaluation, trace_step
@@ -167,13 +174,13 @@ def test_the_parts_are_what_is_allocated(make_deep: Callable[..., DyLoraModel]) 
     assert estimate.optimizer == sum(value.nbytes for value in states)
     parts = [part.untyped_storage() for part in [*model.parameters(), *model.buffers()]]
     assert estimate.base + estimate.experts == sum({part.data_ptr(): part.nbytes() for part in parts}.values())
-    rank, wide, layers = 8, [(64, 64), (64, 32), (64, 32), (64, 64), (64, 160), (64, 160), (160, 64)], 7
-    factors = 4 * 4 * layers * rank * sum(i + o for i, o in wide)
-    assert estimate.experts == factors + 4 * (4 * 64 + 2 * 64)
-    assert estimate.peak == estimate.base + estimate.experts + estimate.optimizer + max(
-        estimate.activations + estimate.loss,
-        *(getattr(trace_step(make_twin(model), SHAPE), name) for name in ("forward", "backward")),
-    )
+    layers, experts, rank, width, inner, values = 6, 4, 8, 64, 160, 32
+    factors = layers * experts * rank * (width + values + inner + width)
+    router = experts * width + 2 * width  # with its mean and deviation
+    assert estimate.experts == 4 * (factors + router)
+    traced = trace_step(make_twin(model), SHAPE)
+    worst = max(traced.activations + traced.loss, traced.forward, traced.backward)
+    assert estimate.peak == estimate.base + estimate.experts + estimate.optimizer + worst
 
 
 def test_earlier_passes_of_a_step_leave_their_gradients(make_deep: Callable[..., DyLoraModel]) -> None:
@@ -248,8 +255,8 @@ def test_the_smallest_split_that_fits(rows: int, most: int, expected: int | None
 
 
 @pytest.fixture
-def estimator(make_deep: Callable[..., DyLoraModel]) -> Iterator[Estimator]:
-    yield Estimator(make_deep(4, granularity="sequence", expert=FEW_WIDE), process=10_000)
+def estimator(make_deep: Callable[..., DyLoraModel]) -> Estimator:
+    return Estimator(make_deep(4, granularity="sequence", expert=FEW_WIDE), process=10_000)
 
 
 def test_a_plan_splits_training_and_evaluation_each_for_itself(estimator: Estimator) -> None:
@@ -265,6 +272,13 @@ def test_a_plan_splits_training_and_evaluation_each_for_itself(estimator: Estima
     assert plan.split == 1
     assert plan.evaluation_split > 1
     assert plan.estimate.peak <= whole.peak
+
+
+def test_memory_is_given_back_where_it_is_short(estimator: Estimator) -> None:
+    work = Workload(train=Pass(rows=2, tokens=64))
+    peak = estimator(work).peak
+    assert make_plan(estimator, work, peak * 2 - 1, margin=0).gives_back  # glibc may keep as much again
+    assert not make_plan(estimator, work, peak * 2, margin=0).gives_back
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(estimator: Estimator) -> None:
@@ -286,7 +300,7 @@ def test_suggestions_are_sorted_by_what_they_save(estimator: Estimator) -> None:
     assert savings == sorted(savings, reverse=True)
     assert min(savings) > 0
     assert all(suggestion.peak == peak - suggestion.saving for suggestion in found)
-    assert {suggestion.fits for suggestion in found} == {True, False}
+    assert [suggestion.fits for suggestion in found] == [suggestion.peak <= peak // 2 for suggestion in found]
     checkpointed = suggest(estimator, replace(work, gradient_checkpointing=True), peak)
     assert "gradient_checkpointing" not in {suggestion.setting for suggestion in checkpointed}
 
@@ -297,3 +311,18 @@ def test_disk_and_time(estimator: Estimator) -> None:
     assert estimate.disk(kept=3, data=7) == 5 * estimate.checkpoint + estimate.experts + 7
     calibration = Calibration(step_s=2.0, evaluation_s=30.0, save_s=1.0)
     assert calibration.run_s(steps=100, evaluations=3, saves=2) == 292.0
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_real_base_is_near_what_its_training_takes(tmp_path: Path) -> None:
+    entry = EMBEDDED["pypi:smollm2"]
+    folder = cache_folder(None, os.environ) / "bases" / entry.folder_name
+    if not is_complete(folder, f"{entry.key} {entry.gguf_sha256}"):
+        pytest.skip(f"{entry.key} is not in the cache")
+    root = Path(__file__).resolve().parents[2]
+    out = tmp_path / "fit.json"
+    command = [sys.executable, str(root / "benchmarks" / "fit.py"), "--bases", "pypi:smollm2", "--only", "2 x 256"]
+    done = subprocess.run([*command, "--steps", "2", "--output", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert case["ratio"] == pytest.approx(1, abs=0.15)

@@ -14,6 +14,7 @@ import pytest
 from tests.train.whole import HARD, outcome
 
 from dylora_moe.config import RunConfig
+from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import evaluator, keeper
 from dylora_moe.train import run as run_module
@@ -117,11 +118,11 @@ def test_an_evaluation_that_would_stop_early_is_made_first(tiny_config: Callable
     assert outcome(RunDir(config.run_dir)) == expected
 
 
-def run_dylora(recipe: Path) -> "subprocess.Popen[str]":
+def run_dylora(recipe: Path, **options: Any) -> "subprocess.Popen[str]":
     code = "import torch; torch.set_num_threads(1); from dylora_moe.cli.main import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, "train", str(recipe)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
@@ -158,3 +159,101 @@ def test_a_second_sigint_ends_at_once(recipe: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.001)
     assert process.returncode in (-signal.SIGINT, EXIT_CODE)
+
+
+def test_a_signal_to_the_whole_group_costs_no_step(recipe: Path, tmp_path: Path) -> None:
+    """As some schedulers send it: the processes that prepare batches get it, too."""
+    values = json.loads(recipe.read_text()) | {"dataloader_num_workers": 2}
+    recipe.write_text(json.dumps(values))
+    process = run_dylora(recipe, start_new_session=True)
+    wait_for(tmp_path / "runs/tiny/checkpoints/step-000004", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE, text
+    assert text.count("stopping after a checkpoint") == 1
+
+
+def test_a_worker_that_dies_of_a_signal_that_came_is_a_stop(
+    tiny_config: Callable[..., RunConfig], whole: dict[str, Any]
+) -> None:
+    config = tiny_config(**HARD)
+    compute = RoutedTrainer.compute_loss
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Terminated.")
+        return compute(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="SIGTERM"), StopSignals() as stop:
+        patch.setattr(RoutedTrainer, "compute_loss", dying)
+        train(config, stop=stop)
+    assert steps_kept(config) == 4
+    train(config)
+    assert outcome(RunDir(config.run_dir)) == whole
+
+
+def test_an_error_in_a_step_costs_no_step_before_it(
+    tiny_config: Callable[..., RunConfig], whole: dict[str, Any]
+) -> None:
+    config = tiny_config(**HARD)
+    compute = RoutedTrainer.compute_loss
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 5:
+            raise RuntimeError("something else")
+        return compute(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="something else"):
+        patch.setattr(RoutedTrainer, "compute_loss", failing)
+        train(config)
+    assert steps_kept(config) == 5
+    train(config)
+    assert outcome(RunDir(config.run_dir)) == whole
+
+
+def test_an_update_that_fails_is_never_kept(tiny_config: Callable[..., RunConfig], whole: dict[str, Any]) -> None:
+    """Some weights have changed and others not: the checkpoint before is what counts."""
+    import torch
+
+    config, made = tiny_config(**HARD), []
+    step = torch.optim.AdamW.step
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(step(self, *args, **kwargs))
+        if len(made) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match="The optimizer must fit into memory"):
+        patch.setattr(torch.optim.AdamW, "step", failing)
+        train(config)
+    assert steps_kept(config) == 3
+    train(config)
+    assert outcome(RunDir(config.run_dir)) == whole
+
+
+@pytest.mark.parametrize("owner, name", [(RunDir, "copy_from"), (RunDir, "clear"), (run_module, "view_data")])
+def test_a_signal_while_the_folder_is_filled_costs_nothing(
+    tiny_config: Callable[..., RunConfig], whole: dict[str, Any], owner: Any, name: str
+) -> None:
+    config = tiny_config(**HARD)
+    if name == "copy_from":
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped), StopSignals() as stop:
+            signal_in(patch, RoutedTrainer, "compute_loss", 7)
+            train(config, stop=stop)
+    writing = RunDir.write
+    for call in range(1, 4):
+        calls: list[str] = []
+
+        def sending(self: Any, file: str, content: Any, calls: list[str] = calls, call: int = call) -> None:
+            calls.append(file)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            writing(self, file, content)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped), StopSignals() as stop:
+            patch.setattr(RunDir, "write", sending)
+            train(config, stop=stop)
+    train(config)
+    assert outcome(RunDir(config.run_dir)) == whole

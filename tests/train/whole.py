@@ -23,9 +23,6 @@ CLOCKS = {
     "tokens_per_second",
     "memory_gb",
     "memory_share",
-    "train_runtime",
-    "train_samples_per_second",
-    "train_steps_per_second",
 }
 
 
@@ -33,11 +30,7 @@ def outcome(run: RunDir) -> dict[str, Any]:
     """All that a run leaves, but for clocks and paths."""
     files = sorted((run / "final").rglob("*.safetensors"))
     lines = {
-        name: [
-            {key: value for key, value in line.items() if key not in CLOCKS}
-            for line in run.read_lines(name)
-            if "train_runtime" not in line
-        ]
+        name: [{key: value for key, value in line.items() if key not in CLOCKS} for line in run.read_lines(name)]
         for name in ("metrics.jsonl", "routing.jsonl", "samples.jsonl")
     }
     result = {key: value for key, value in run.read("result.json").items() if key != "run"}

@@ -98,7 +98,7 @@ def _option(name: str, field: FieldInfo, *, setting: str | None = None) -> click
     }
     if kind is bool:
         # A declaration without its first half adds a spelling of "off"; two halves would repeat one of "on".
-        off = [f" /--no-{hyphened}", f" /--no_{name}"]
+        off = [f" /--no-{hyphened}", f" /--no_{name}", *([] if hyphened == name else [f" /--no-{name}"])]
         return click.Option([*spellings, *off, name], is_flag=True, **common)
     return click.Option([*spellings, name], **common, **_reading(setting or name, kind))
 

@@ -71,7 +71,10 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
     table.add_row("  one checkpoint", _size(found["checkpoint"]))
     table.add_row("  the model at the end", _size(found["final"]))
     table.add_row("disk at the most", _size(found["disk"]), style="bold")
+    table.add_row("disk available", _size(found["disk_free"]))
     console.print(table)
+    if found["disk"] > found["disk_free"]:
+        console.print("[bold]The disk has too little room.[/] Lower save_total_limit, or choose another output_dir.")
 
 
 _MEMORY_PARTS = ("process", "base", "experts", "gradients", "optimizer", "activations", "loss", "evaluation")

@@ -63,11 +63,17 @@ def _seal(folder: Path) -> None:
 
 
 def find_fault(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used; None for a sound one."""
+    """Why a checkpoint cannot be used; None for a sound one.
+
+    Raises:
+        RunError: It cannot be read at the moment.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT:
             return f"it has format {manifest['format']}, and this version reads {_FORMAT}"
+        if not manifest["files"]:
+            return f"{MANIFEST} lists no files"
         for name, expected in manifest["files"].items():
             path = folder / name
             if not path.is_file():
@@ -76,9 +82,11 @@ def find_fault(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
             if hash_file(path) != expected["sha256"]:
                 return f"{name} is not what was written: its hash differs"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:  # no verdict on the checkpoint: the disk or its network may be back in a minute
+        raise RunError(f"{folder} must be readable to see whether it is sound, got: {error}. Mend this.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -103,7 +111,8 @@ def prune(parent: Path, *, step: int, keep: int, needed: Callable[[Path], int | 
 
     Args:
         parent: Folder of all checkpoints of a run.
-        step: Of the newest one. Later ones are those that were not sound when the run went on from before them.
+        step: Of the newest one. Later ones are those that were not sound when the run went on from before them; they
+            do not count, and stay until there is another one of their step.
         keep: How many to keep; of several of one step only the newest counts.
         needed: Checkpoint -> the step of another that must be there with it.
     """
@@ -112,7 +121,7 @@ def prune(parent: Path, *, step: int, keep: int, needed: Callable[[Path], int | 
     steps = {*kept, *(needed(newest[other]) for other in kept)}
     for folder in _all(parent):
         other = _key(folder)[0]
-        if other not in steps or folder != newest[other]:
+        if folder != newest[other] or (other <= step and other not in steps):
             (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half a folder never looks sound
             shutil.rmtree(folder)
 

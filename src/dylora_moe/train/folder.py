@@ -62,10 +62,12 @@ def find_start(
     _check_unfinished(run, config)
     own = find_newest(run / CHECKPOINTS, tell=tell)
     if own is not None:
+        if config.resume not in ("auto", "never") or config.wandb_checkpoint_artifact is not None:
+            tell(f"{run.path} has checkpoints of its own: the run goes on from the newest of them.")
         return own
     if config.wandb_checkpoint_artifact is not None:
         return _check_given(fetch(config.wandb_checkpoint_artifact), config)
-    return None if config.resume in ("auto", "never") else _check_given(Path(config.resume), config)
+    return None if config.resume in ("auto", "never") else _check_given(Path(config.resume).expanduser(), config)
 
 
 def _check_unfinished(run: RunDir, config: RunConfig) -> None:
@@ -88,7 +90,11 @@ def _check_unfinished(run: RunDir, config: RunConfig) -> None:
 
 
 def _check_given(checkpoint: Path, config: RunConfig) -> Path:
-    fault = find_fault(checkpoint)
+    if (inside := find_newest(checkpoint / CHECKPOINTS, tell=lambda text: None)) is not None:
+        raise RunError(
+            f"resume must be the folder of a checkpoint, and {checkpoint} is a run. Its newest one is {inside}."
+        )
+    fault = find_fault(checkpoint) if checkpoint.exists() else "it does not exist"
     if fault is not None:
         raise RunError(
             f"resume must be auto, never or the folder of a sound checkpoint, and {checkpoint} is none: {fault}."

@@ -73,6 +73,10 @@ class Keeper:
         """Remember this moment, from which the run would go on if it ended before the next."""
         self._moment = Moment(random=random_state(), sums=trainer.sums(), duties=duties)
 
+    def forget(self) -> None:
+        """The weights are about to change: until the next `mark` there is nothing to go on from."""
+        self._moment = None
+
     @property
     def moment(self) -> Moment:
         """The one that `mark` remembered last."""

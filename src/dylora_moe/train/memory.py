@@ -1,7 +1,6 @@
 """Memory of this process and this machine, in bytes: what is held, what was held at most, what can be had."""
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,21 +16,23 @@ _CGROUP_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
 )
 
-# From malloc.h, and the largest threshold that glibc accepts on 64-bit systems, where its own choice ends up, too.
-_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD = -3, 32 * 2**20
+_M_MMAP_THRESHOLD = -3  # malloc.h
+# Activations of a few hundred tokens are larger, and the many small blocks of Python and autograd are not.
+_SEPARATE_BYTES = 256 * 2**10
 
 
-def steady_allocator() -> bool:
-    """Keep the size of glibc's heap from growing with every step; False where there is no glibc, or a user's setting.
+def return_freed_memory() -> bool:
+    """From now on, give every large tensor that is freed back to the system; False where that cannot be told.
 
-    To be called before anything large is allocated. glibc begins with a mapping of its own for each block above 128
-    KiB and raises that threshold whenever such a block is freed, so that blocks of one step lie partly in the heap
-    and partly outside, and holes remain. With a threshold that stays, from the start on, steps lie alike.
+    glibc keeps freed blocks for later ones, but torch asks for aligned blocks, and those find no place in a freed
+    block of their own size (https://sourceware.org/bugzilla/show_bug.cgi?id=14581): resident memory was up to twice
+    what tensors took, and grew from step to step. A mapping of its own for each large block ends that; the system
+    then clears every block anew, which takes time (docs/log.md has figures of both).
     """
-    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    if sys.platform != "linux":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD) == 1
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _SEPARATE_BYTES) == 1
 
 
 def resident_memory() -> int:

@@ -1,5 +1,6 @@
 """A dry run: two real steps on the largest batch, an evaluation, a checkpoint and back, measured; nothing is kept."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Rehearsal:
         checkpoint: One checkpoint on disk.
         final: The model at the end, on disk.
         disk: The run folder at its largest.
+        disk_free: Left on the disk of the run folder.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class Rehearsal:
     checkpoint: int
     final: int
     disk: int
+    disk_free: int
 
 
 def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals | None = None) -> Rehearsal:
@@ -70,7 +73,8 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
     stages, stop = stages or Stages(), stop or StopSignals()
     config = settle_here(with_full_paths(config))
     check_machine(config)
-    with tempfile.TemporaryDirectory() as folder:
+    disk = next(parent for parent in config.run_dir.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=disk) as folder:
         config = config.model_copy(update={"output_dir": Path(folder), "run_name": "run"})
         run = RunDir(config.run_dir)
         run.path.mkdir()
@@ -111,6 +115,7 @@ def _measure(session: Session, trainer: RoutedTrainer, stages: Stages) -> Rehear
         checkpoint=checkpoint,
         final=final,
         # The best one may stand beside the newest, and a new one is complete before an old one goes.
+        disk_free=shutil.disk_usage(session.run.path).free,
         disk=min(config.save_total_limit + 2, counts.saves + 1) * checkpoint + final,
     )
 

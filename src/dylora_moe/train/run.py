@@ -93,6 +93,7 @@ def _train(
         stages.plan(plan)
         trainer.use_plan(plan)
         if checkpoint is None:
+            _start_folder(session)
             trackers.start()
             start = _begin(session, trainer, stages)
             trackers.log_samples(0, _samples(session, start.answers))
@@ -196,7 +197,6 @@ class Start:
 
 def _begin(session: Session, trainer: RoutedTrainer, stages: Stages) -> Start:
     """Measure the base, which an interrupted run does once."""
-    _start_folder(session)
     stages.console.print("Measuring the base before training ...")
     calibrate_router(session)
     answers = _answers(session)
@@ -274,8 +274,8 @@ def _result(
 
 
 def _start_folder(session: Session) -> None:
-    session.run.clear()  # what a run left that was killed before its first checkpoint
     session.run.write(CONFIG, to_yaml(session.config))
+    session.run.clear()  # what a run left that was killed before its first checkpoint
     session.run.write(ENVIRONMENT, environment())
     session.run.write(DATA, view_data(session.data, session.base.tokenizer).as_record())
     _copy_removed(session)

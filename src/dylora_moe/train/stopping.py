@@ -11,6 +11,12 @@ EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: not finished, the same command goes on. Schedulers restart what does not exit with 0."""
 
 
+def ignore_signals(worker: int = 0) -> None:
+    """For processes that help this one: whoever signals the whole group means the run, which ends them itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Stopped(BaseException):
     """A signal asked the run to end. No `Exception`, so that no library takes it for an error of its own."""
 
@@ -45,6 +51,11 @@ class StopSignals:
             yield
         finally:
             self._deferred = False
+
+    @property
+    def came(self) -> str | None:
+        """Name of the signal that came; None while there is none."""
+        return self._came
 
     def check(self) -> None:
         """End here if a signal came.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dylora_moe.train.keeper import Checkpoint, Keeper
 from dylora_moe.train.parameters import parameter_groups
 from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
 from dylora_moe.train.state import Saved, set_random_state
-from dylora_moe.train.stopping import Stopped, StopSignals
+from dylora_moe.train.stopping import Stopped, StopSignals, ignore_signals
 from dylora_moe.tuner import BatchLoad, DyLoraModel, LoadWindow
 from dylora_moe.tuner.head import Head
 
@@ -95,7 +96,7 @@ class RoutedTrainer(Trainer):
         packed = isinstance(sampler, PackedBatchSampler)
         self.sampler = sampler
         self.window = LoadWindow()
-        self.clock = StepClock(self._begin_step)
+        self.clock = StepClock(self._begin_step, before_update=keeper.forget)
         super().__init__(
             model=model,
             args=args,
@@ -144,6 +145,7 @@ class RoutedTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=ignore_signals,
         )
         return self.accelerator.prepare(loader)
 
@@ -233,9 +235,8 @@ class RoutedTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        parts, moment = self.parts, self.keeper.moment
+        moment = self.keeper.moment
         self.set_sums(moment.sums)
-        self.parts = parts
         set_random_state(moment.random)
         self.window.clear()
 
@@ -317,15 +318,23 @@ class RoutedTrainer(Trainer):
 
         Raises:
             Stopped: A signal came; there is a checkpoint to go on from.
-            NotFinite: A step cannot be made; there is a checkpoint of the one before.
+            RunError: A step or an evaluation cannot be made; there is a checkpoint of what was before it.
         """
         self._checkpoint = Checkpoint(folder) if folder else None
         with self.stop.deferred():
             try:
                 self._train_from(folder)
                 self.stop.check()
-            except (Stopped, NotFinite):
-                self.keeper.save(self)
+            except (Exception, Stopped) as error:
+                with suppress(RunError):  # that a checkpoint cannot be written may be the error itself
+                    self.keeper.save(self)
+                if self.stop.came is not None:
+                    raise Stopped(self.stop.came) from error
+                if is_out_of_memory(error):
+                    raise RunError(
+                        f"The optimizer must fit into memory, and does not: {error} Lower lora_r, num_experts or "
+                        "batch_size, or set load_in_4bit."
+                    ) from error
                 raise
         self._take_best()
 
@@ -366,7 +375,7 @@ class RoutedTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
-        except Stopped:  # in an evaluation, which the run is to begin with when it goes on
+        except (Stopped, RunError):  # in an evaluation, which the run is to begin with when it goes on
             self.keeper.mark(self, duties=("evaluate", "save") if self.control.should_save else ("evaluate",))
             raise
         self.keeper.mark(self)
@@ -398,7 +407,12 @@ class RoutedTrainer(Trainer):
         self._total_loss_scalar, self._globalstep_last_logged = record["total_loss"], record["last_logged"]
         evaluation = TypeAdapter(Evaluation | None)
         self.evaluation, self.best = (evaluation.validate_python(record[name]) for name in ("evaluation", "best"))
-        self.evaluated_at, self.parts, self.evaluator.rows = (record[n] for n in ("evaluated_at", "parts", "eval_rows"))
+        self.evaluated_at = record["evaluated_at"]
+        # A machine with less memory than that of the checkpoint may have planned for more parts already.
+        self.parts, self.evaluator.rows = (
+            max(self.parts, record["parts"]),
+            min(self.evaluator.rows, record["eval_rows"]),
+        )
 
     def _go_on(self) -> None:
         """Called once the Trainer has set its sums to nothing."""

@@ -12,10 +12,11 @@ class StepClock(TrainerCallback):
 
     Args:
         begin: Called when a step begins.
+        before_update: Called before the optimizer changes weights.
     """
 
-    def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin
+    def __init__(self, begin: Callable[[], None], before_update: Callable[[], None]) -> None:
+        self._begin, self._before_update = begin, before_update
         self._spent, self._began = 0.0, 0.0
 
     def take(self) -> float:
@@ -26,6 +27,9 @@ class StepClock(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begin()
         self._began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._spent += time.perf_counter() - self._began
