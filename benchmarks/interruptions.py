@@ -132,7 +132,7 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
 
 @click.command(help=__doc__)
 @click.option("--times", default=20, show_default=True, help="Signals sent to each run.")
-@click.option("--steps", default=1500, show_default=True)
+@click.option("--steps", default=500, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--kinds", default=",".join(KINDS), show_default=True)
 @click.option("--signals", default=",".join(SIGNALS), show_default=True)

@@ -17,16 +17,42 @@ THINGS = ("river", "stone", "tulip", "zebra")
 WORDS = tuple(f"{colour} {thing}" for colour in COLOURS for thing in THINGS)
 
 
+# Settings that decide how much memory a model takes.
+_SHAPE = {
+    "base_model",
+    "bf16",
+    "num_experts",
+    "lora_r",
+    "target_modules",
+    "granularity",
+    "router_scope",
+    "tap_layer",
+    "top_k",
+    "execution",
+}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def lean_process() -> Iterator[None]:
     """One thread, since matrices this small only lose by more; and no garbage collector that walks all of torch.
 
-    transformers' Trainer collects at every start of training, which would take most of a tiny run's time.
+    transformers' Trainer collects at every start of training, which would take most of a tiny run's time. So would
+    the estimate of its memory: it is made once for runs of the same shape.
     """
     import torch
 
-    import dylora_moe.train.run  # noqa: F401
+    from dylora_moe.train import needs
+    from dylora_moe.train import run as run_module
 
+    plans: dict[Any, Any] = {}
+
+    def plan_memory(session: Any, trainer: Any) -> Any:
+        key = (needs.make_workload(session, trainer), session.config.model_dump_json(include=_SHAPE))
+        if key not in plans:
+            plans[key] = needs.plan_memory(session, trainer)
+        return plans[key]
+
+    run_module.plan_memory = plan_memory
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.collect()
@@ -34,6 +60,7 @@ def lean_process() -> Iterator[None]:
     yield
     gc.unfreeze()
     torch.set_num_threads(before)
+    run_module.plan_memory = needs.plan_memory
 
 
 @pytest.fixture(scope="session")
