@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,9 +141,10 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
 def main(times: int, steps: int, seed: int, kinds: str, signals: str, output: Path | None) -> None:
     console = Console(stderr=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = [
-        torture(kind, number, times, steps, seed, console) for kind in kinds.split(",") for number in signals.split(",")
-    ]
+    results = []
+    for kind, number in product(kinds.split(","), signals.split(",")):
+        results.append(torture(kind, number, times, steps, seed, console))
+        console.print(results[-1], highlight=False)
     table = Table(
         "run", "signal", "times", "of them before training", "exit codes", "files and records compared", "different"
     )
