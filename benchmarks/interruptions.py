@@ -154,11 +154,7 @@ def main(times: int, steps: int, seed: int, kinds: str, signals: str, output: Pa
         table.add_row(*map(str, values))
     console.print(table)
     if output:
-        record = {
-            "environment": environment(_ROOT),
-            "base_model": base_model,
-            "results": results,
-        }
+        record = {"environment": environment(_ROOT), "results": results}
         output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     sys.exit(any(row["different"] or row["times"] < times for row in results))
 
