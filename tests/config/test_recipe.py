@@ -77,6 +77,21 @@ def test_a_key_twice_is_refused_with_the_second_line(recipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("granularity", "toekn", "must be token or sequence, got 'toekn' (did you mean token?)"),
+        ("granularity", "Token", "got 'Token' (did you mean token?)"),
+        ("lr_scheduler_type", "cosin", "got 'cosin' (did you mean cosine?)"),
+        ("eval_steps", "epcoh", "got 'epcoh' (did you mean epoch?)"),
+        ("granularity", "by the moon", "got 'by the moon'"),
+        ("learning_rate", "token", "got 'token'"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_one_meant(name: str, value: str, told: str) -> None:
+    assert message(make_config, {name: value}).endswith(told)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("seed: [1\nlora_r: 8\n", "line 2"),

@@ -110,7 +110,7 @@ def _reading(setting: str, kind: Any) -> dict[str, Any]:
     if setting == "domain_weights":
         return {"callback": _as_weights, "metavar": "A=2,B=1,..."}
     if get_origin(kind) is Literal:
-        return {"type": click.Choice(get_args(kind))}
+        return {"metavar": "|".join(get_args(kind))}
     if isinstance(kind, tuple):
         return {"type": _IntOrWord(kind)}
     return {"type": kind if kind in (int, float) else str}

@@ -105,7 +105,7 @@ command = recipe_command(
     "train",
     _train,
     click.Option(
-        ["--dry-run"],
+        ["--dry-run", "--dry_run"],
         is_flag=True,
         help="Try the run out: two real steps on the largest batch, an evaluation, a checkpoint and back. Shows what "
         "the run will need, and keeps nothing.",

@@ -141,6 +141,17 @@ def _allowed(field: FieldInfo) -> str:
     return f"{text} {' and '.join(bounds)}" if bounds else text
 
 
+def words_of(name: str) -> list[str]:
+    """The words that may be given for a setting; empty for one that takes none in particular."""
+    return _words(RunConfig.model_fields[name].annotation)
+
+
+def _words(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in _words(part)]
+
+
 def _bound(constraint: Any) -> str:
     match constraint:
         case Ge(ge=value):

@@ -8,8 +8,16 @@ import yaml
 from pydantic import ValidationError
 
 from dylora_moe.config.data import DATASET_KEYS
-from dylora_moe.config.explain import allowed
-from dylora_moe.config.names import setting_named, two_names, unknown_dataset_key, unknown_setting, with_own_names
+from dylora_moe.config.explain import allowed, words_of
+from dylora_moe.config.names import (
+    did_you_mean,
+    nearest,
+    setting_named,
+    two_names,
+    unknown_dataset_key,
+    unknown_setting,
+    with_own_names,
+)
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.errors import ConfigError
 
@@ -84,11 +92,17 @@ def _explain(problems: Iterable[Any], values: Mapping[str, Any]) -> list[str]:
         name, *path = problem["loc"]
         place, value = _place(values[name], path)
         must = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else f"must be {allowed(name)}"
-        told.setdefault(name, {})[place] = f"{name} {must}, got {value!r}{place}"
+        told.setdefault(name, {})[place] = f"{name} {must}, got {value!r}{place}{_meant(name, value)}"
     for places in told.values():
         if len(places) > 1:  # of a wrong part and the whole, the part says more
             places.pop("", None)
     return [sentence for places in told.values() for sentence in places.values()]
+
+
+def _meant(name: str, value: Any) -> str:
+    """The word of a setting that a mistyped one is nearest to, as a question; empty where there is none."""
+    question = did_you_mean(nearest(value, words_of(name))) if isinstance(value, str) else ""
+    return f" ({question[0].lower()}{question[1:]})" if question else ""
 
 
 def _place(value: Any, path: Iterable[int | str]) -> tuple[str, Any]:

@@ -48,9 +48,10 @@ class Evaluator:
         Raises:
             RunError: Not even one row fits into memory.
         """
+        rows = self.rows
         while True:
             try:
-                return evaluate_domains(
+                evaluation = evaluate_domains(
                     model,
                     self._head,
                     self._validation,
@@ -58,6 +59,7 @@ class Evaluator:
                     pad_token_id=self._pad_token_id,
                     before_batch=before_batch,
                 )
+                break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -68,6 +70,8 @@ class Evaluator:
                     ) from error
             # Outside of the handler, whose error holds on to the memory of the pass.
             self.rows //= 2
-            self._tell(f"Memory ran out in an evaluation. From here on it takes {self.rows} rows at a time.")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if self.rows < rows:
+            self._tell(f"Memory ran out in an evaluation. From here on it takes {self.rows} rows at a time.")
+        return evaluation

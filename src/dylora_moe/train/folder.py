@@ -74,12 +74,17 @@ def _check_unfinished(run: RunDir, config: RunConfig) -> None:
     if run.is_empty:
         return
     try:
-        stored = None if config.resume == "never" else read_config(run)
+        stored = read_config(run)
     except DyLoraError:  # no run of ours
         stored = None
+    if stored is not None and config.resume == "never":
+        raise RunError(
+            f"{run.path} holds a run that did not finish, and resume is never. Go on with --resume auto, choose "
+            "another --run_name, or move or delete the folder; nothing was changed."
+        )
     if stored is None:
         raise RunError(
-            f"a run folder must be new or empty, and {run.path} holds something else or a run that did not finish. "
+            f"a run folder must be new or empty, and {run.path} holds something else. "
             "Move or delete it, or choose another --run_name; nothing was changed."
         )
     if changed := _differences(stored, config, harmless=_HARMLESS_UNFINISHED):

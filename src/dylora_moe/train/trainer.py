@@ -176,11 +176,13 @@ class RoutedTrainer(Trainer):
         self.stop.check()
         self._passed.append(inputs)
         again: list[dict[str, Any]] = []
+        parts = self.parts
         while True:
             try:
                 for batch in again:
                     self._tr_loss += self._in_parts(model, batch, num_items_in_batch)
-                return self._in_parts(model, inputs, num_items_in_batch)
+                loss = self._in_parts(model, inputs, num_items_in_batch)
+                break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -188,6 +190,12 @@ class RoutedTrainer(Trainer):
             # Outside of the handler, whose error holds on to the memory of the step.
             self._take_back(model)
             again = self._passed[:-1]
+        if self.parts > parts:
+            self.tell(
+                f"Memory ran out in step {self.state.global_step + 1}. From here on each batch is computed in "
+                f"{self.parts} parts; what is learned stays the same."
+            )
+        return loss
 
     def _in_parts(self, model: Any, inputs: dict[str, Any], num_items: Any) -> Tensor:
         parts = split_batch(inputs, self.parts)
@@ -225,10 +233,6 @@ class RoutedTrainer(Trainer):
                 "Lower max_length, lora_r or num_experts, or set gradient_checkpointing or load_in_4bit."
             ) from error
         self.parts *= 2
-        self.tell(
-            f"Memory ran out in step {self.state.global_step + 1}. From here on each batch is computed in {self.parts} "
-            "parts; what is learned stays the same."
-        )
 
     def _take_back(self, model: Any) -> None:
         """Be as before the first batch of this step."""
