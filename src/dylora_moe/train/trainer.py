@@ -26,7 +26,7 @@ from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Checkpoint, Keeper
 from dylora_moe.train.parameters import parameter_groups
 from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
-from dylora_moe.train.state import Saved, set_random_state
+from dylora_moe.train.state import Saved
 from dylora_moe.train.stopping import Stopped, StopSignals, ignore_signals
 from dylora_moe.tuner import BatchLoad, DyLoraModel, LoadWindow
 from dylora_moe.tuner.head import Head
@@ -239,9 +239,7 @@ class RoutedTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        moment = self.keeper.moment
-        self.set_sums(moment.sums)
-        set_random_state(moment.random)
+        self.set_sums(self.keeper.moment.sums)
         self.window.clear()
 
     def compute_loss(
