@@ -143,7 +143,7 @@ def test_what_cannot_be_read_now_is_no_damage(parent: Path, monkeypatch: pytest.
 
 
 def test_a_manifest_of_nothing_is_none(parent: Path) -> None:
-    (parent / "step-000100" / "manifest.json").write_text('{"format": 2, "files": {}}')
+    (parent / "step-000100" / "manifest.json").write_text('{"format": 3, "files": {}}')
     assert find_fault(parent / "step-000100") == "manifest.json lists no files"
 
 

@@ -66,6 +66,7 @@ PLACES = {
     "saving": (keeper, "save_optimizer", 1, 3),
     "saving after an evaluation": (keeper, "save_optimizer", 2, 6),
     "the last evaluation": (evaluator, "evaluate_domains", 4, 13),
+    "saving the last step": (keeper, "save_optimizer", 5, 13),
     "answers after": (run_module, "generate_answers", 2, 13),
     "writing the model": (run_module, "save_model", 1, 13),
 }

@@ -1,6 +1,7 @@
 """One optimizer step is that of the mean over all its labelled tokens, and its balance loss is over all its tokens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dylora_moe.evaluate.routing import RoutingReport
+from dylora_moe.train.needs import plan_memory
 from dylora_moe.train.session import Session, build_trainer, calibrate_router
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
@@ -253,3 +255,13 @@ def test_checkpointing_computes_the_same_step(make_session: Any, six_rows: Any, 
     plain, checkpointed = gradients.steps
     for name, grad in plain.items():
         torch.testing.assert_close(checkpointed[name], grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_plan_cuts_batches_and_evaluations(make_session: Any) -> None:
+    session = make_session(eval_batch_size=5)
+    trainer = build_trainer(session, stop=StopSignals(), tell=print)
+    plan = plan_memory(session, trainer)
+    trainer.use_plan(replace(plan, split=3, evaluation_split=2))
+    assert (trainer.parts, trainer.evaluator.rows) == (3, 3)
+    trainer.use_plan(replace(plan, split=1, evaluation_split=1))
+    assert (trainer.parts, trainer.evaluator.rows) == (3, 3)

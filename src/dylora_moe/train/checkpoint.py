@@ -15,7 +15,7 @@ from dylora_moe.cache.disk import hash_file, is_disk_full, sync
 from dylora_moe.errors import RunError
 
 MANIFEST = "manifest.json"
-_FORMAT = 2
+_FORMAT = 3
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 

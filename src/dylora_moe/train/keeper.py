@@ -36,12 +36,12 @@ class Moment:
     Attributes:
         random: Numbers to draw next.
         sums: What the loop adds up.
-        duties: What the step before still asks for: `evaluate` and `save`, when the end came in an evaluation.
+        must_evaluate: The end came in the evaluation after the step before, which is still to be made.
     """
 
     random: Saved
     sums: Saved
-    duties: tuple[str, ...] = ()
+    must_evaluate: bool = False
 
 
 class Keeper:
@@ -67,11 +67,11 @@ class Keeper:
         self.folder, self._keep, self._keep_best = folder, keep, keep_best
         self._copy_run, self._extra = copy_run, extra
         self._moment: Moment | None = None
-        self._written: tuple[int, tuple[str, ...]] | None = None
+        self._written: tuple[int, bool] | None = None
 
-    def mark(self, trainer: "RoutedTrainer", duties: tuple[str, ...] = ()) -> None:
+    def mark(self, trainer: "RoutedTrainer", *, must_evaluate: bool = False) -> None:
         """Remember this moment, from which the run would go on if it ended before the next."""
-        self._moment = Moment(random=random_state(), sums=trainer.sums(), duties=duties)
+        self._moment = Moment(random=random_state(), sums=trainer.sums(), must_evaluate=must_evaluate)
 
     def forget(self) -> None:
         """The weights are about to change: until the next `mark` there is nothing to go on from."""
@@ -86,10 +86,10 @@ class Keeper:
     def save(self, trainer: "RoutedTrainer") -> None:
         """Write a checkpoint of the moment that was marked last, unless there is one, and delete old ones."""
         step = trainer.state.global_step
-        if self._moment is None or self._written == (step, self._moment.duties):
+        if self._moment is None or self._written == (step, self._moment.must_evaluate):
             return
         write_checkpoint(self.folder, step, lambda folder: self._fill(trainer, folder))
-        self._written = (step, self._moment.duties)
+        self._written = (step, self._moment.must_evaluate)
         prune(self.folder, step=step, keep=self._keep, needed=_best_step if self._keep_best else lambda folder: None)
 
     def _fill(self, trainer: "RoutedTrainer", folder: Path) -> None:
@@ -104,7 +104,7 @@ class Keeper:
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": moment.random.record,
             "sums": moment.sums.record,
-            "duties": moment.duties,
+            "must_evaluate": moment.must_evaluate,
             "extra": dict(self._extra()),
         }
         tensors = {f"random.{name}": value for name, value in moment.random.tensors.items()}
@@ -136,9 +136,9 @@ class Checkpoint:
         self._loop = load_file(folder / _LOOP)
 
     @property
-    def duties(self) -> tuple[str, ...]:
+    def must_evaluate(self) -> bool:
         """Of its moment."""
-        return tuple(self.record["duties"])
+        return self.record["must_evaluate"]
 
     @property
     def extra(self) -> dict[str, Any]:

@@ -272,6 +272,8 @@ class RoutedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add tokens, speed, memory and routing of the steps since the last line to what the Trainer logs."""
+        if "train_runtime" in logs:  # of this process alone: another line where a run was stopped, none behind the end
+            return
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise RunError(
@@ -351,7 +353,7 @@ class RoutedTrainer(Trainer):
         self.state = state
         self._checkpoint.put_weights(self)
         self._checkpoint.put_sums(self)
-        if "evaluate" in self._checkpoint.duties:
+        if self._checkpoint.must_evaluate:
             self._determine_best_metric(self.evaluate(), None)
 
     def _take_best(self) -> None:
@@ -378,7 +380,7 @@ class RoutedTrainer(Trainer):
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except (Stopped, RunError):  # in an evaluation, which the run is to begin with when it goes on
-            self.keeper.mark(self, duties=("evaluate", "save") if self.control.should_save else ("evaluate",))
+            self.keeper.mark(self, must_evaluate=True)
             raise
         self.keeper.mark(self)
 
@@ -391,7 +393,6 @@ class RoutedTrainer(Trainer):
         figures = self.figures.sums()
         record = {
             "figures": figures.record,
-            "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "evaluated_at": self.evaluated_at,
             "evaluation": None if self.evaluation is None else asdict(self.evaluation),
@@ -406,7 +407,7 @@ class RoutedTrainer(Trainer):
         sums, record = {name: value.to(self.args.device) for name, value in saved.tensors.items()}, saved.record
         self._tr_loss = sums.pop("loss").clone()
         self.figures.set_sums(sums, record["figures"])
-        self._total_loss_scalar, self._globalstep_last_logged = record["total_loss"], record["last_logged"]
+        self._globalstep_last_logged = record["last_logged"]
         evaluation = TypeAdapter(Evaluation | None)
         self.evaluation, self.best = (evaluation.validate_python(record[name]) for name in ("evaluation", "best"))
         self.evaluated_at = record["evaluated_at"]
@@ -419,11 +420,10 @@ class RoutedTrainer(Trainer):
     def _go_on(self) -> None:
         """Called once the Trainer has set its sums to nothing."""
         if self._checkpoint is not None:
-            self._initial_global_step = 0
             self._checkpoint.put_random()
             self._checkpoint.put_sums(self)
-            if "evaluate" in (duties := self._checkpoint.duties):
-                self.control.should_evaluate, self.control.should_save = True, "save" in duties
+            if self._checkpoint.must_evaluate:
+                self.control.should_evaluate = True
                 self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)
         self.keeper.mark(self)
 

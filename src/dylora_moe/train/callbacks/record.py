@@ -15,7 +15,6 @@ class RecordMetrics(TrainerCallback):
         self.run, self._start = run, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        # The line that ends a training would be missing where a run was stopped behind it.
-        if logs and "train_runtime" not in logs and state.is_world_process_zero:
+        if logs and state.is_world_process_zero:
             seconds = round(time.monotonic() - self._start, 3)
             self.run.append(METRICS, {"step": state.global_step, "epoch": state.epoch, "seconds": seconds, **logs})
