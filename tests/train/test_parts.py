@@ -75,6 +75,20 @@ def fail_above(patch: pytest.MonkeyPatch, *, rows: int, from_call: int = 1) -> l
     return went
 
 
+def fail_evaluations_above(patch: pytest.MonkeyPatch, *, rows: int) -> list[int]:
+    """Run out of memory in evaluations of more than so many rows at a time; gives the rows of every one."""
+    evaluate, sizes = evaluator.evaluate_domains, []
+
+    def limited(*args: Any, batch_size: int, **kwargs: Any) -> Any:
+        sizes.append(batch_size)
+        if batch_size > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return evaluate(*args, batch_size=batch_size, **kwargs)
+
+    patch.setattr(evaluator, "evaluate_domains", limited)
+    return sizes
+
+
 def losses(config: RunConfig) -> list[float]:
     return [line["loss"] for line in RunDir(config.run_dir).read_lines("metrics.jsonl") if "loss" in line]
 
@@ -147,14 +161,18 @@ def test_parts_are_remembered_across_a_stop(tiny_config: Callable[..., RunConfig
     runs = [tiny_config(**HARD, run_name=name) for name in ("whole", "stopped")]
     with pytest.MonkeyPatch.context() as patch:
         fail_above(patch, rows=2)
+        fail_evaluations_above(patch, rows=2)
         train(runs[0])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped), StopSignals() as stop:
         fail_above(patch, rows=2)
+        fail_evaluations_above(patch, rows=2)
         patch.setattr(stop, "check", stop_after(60))
         train(runs[1], stop=stop)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RoutedTrainer, "_take_back", None)  # it must not be needed
+        sizes = fail_evaluations_above(patch, rows=2)
         train(runs[1])
+    assert set(sizes) == {2}
     assert outcome(RunDir(runs[0].run_dir)) == outcome(RunDir(runs[1].run_dir))
 
 
@@ -179,20 +197,13 @@ def test_a_row_that_does_not_fit_is_told(tiny_config: Callable[..., RunConfig]) 
 
 
 def test_an_evaluation_takes_fewer_rows_and_training_is_as_it_was(tiny_config: Callable[..., RunConfig]) -> None:
-    evaluate, sizes, told = evaluator.evaluate_domains, [], []
-
-    def limited(*args: Any, batch_size: int, **kwargs: Any) -> Any:
-        sizes.append(batch_size)
-        if batch_size > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return evaluate(*args, batch_size=batch_size, **kwargs)
-
+    told = []
     whole, config = (tiny_config(**NO_DROPOUT, run_name=name) for name in ("whole", "small"))
     train(whole)
     console = Listener()
     console.told = told
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "evaluate_domains", limited)
+        sizes = fail_evaluations_above(patch, rows=2)
         train(config, Stages(console=console))  # type: ignore[arg-type]
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
     assert [text for text in told if "Memory ran out" in text] == [

@@ -1,6 +1,7 @@
 """A signal at any moment leads to a checkpoint of the step reached, and the run goes on as if none had come."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from dylora_moe.train import evaluator, keeper
 from dylora_moe.train import run as run_module
 from dylora_moe.train import session as session_module
 from dylora_moe.train.run import train
+from dylora_moe.train.session import build_trainer
 from dylora_moe.train.stopping import EXIT_CODE, Stopped, StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
 
@@ -172,6 +174,20 @@ def test_a_signal_to_the_whole_group_costs_no_step(recipe: Path, tmp_path: Path)
     _, text = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE, text
     assert text.count("stopping after a checkpoint") == 1
+
+
+def test_workers_take_no_signals(make_session: Callable[..., Any]) -> None:
+    """The death of one would be an error in the main process at any moment, that of an update, too."""
+    trainer = build_trainer(make_session(dataloader_num_workers=1), stop=StopSignals(), tell=print)
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+    worker.join(0.5)
+    assert worker.is_alive() and len(list(batches)) > 1
+    del batches
 
 
 def test_a_worker_that_dies_of_a_signal_that_came_is_a_stop(
