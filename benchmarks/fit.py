@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dylora_moe.bases import load_base
 from dylora_moe.evaluate.machine import base_dtype
-from dylora_moe.train.fit import Estimator, Pass, Workload
-from dylora_moe.train.memory import peak_memory, resident_memory, return_freed_memory
+from dylora_moe.train.fit import Estimator, Pass, Workload, make_plan
+from dylora_moe.train.memory import available_memory, peak_memory, resident_memory, return_freed_memory
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, LoadWindow, RoutingConfig
 from dylora_moe.tuner.head import Head, read_head
 
@@ -50,7 +50,8 @@ class Case:
     checkpointing: bool = False
     documents: int = 1
     steps: int = 3
-    gives_back: bool = True
+    gives_back: bool | None = None
+    """Whether freed memory is given back; None as a run decides."""
 
 
 def make_cases(bases: Sequence[str], steps: int) -> list[Case]:
@@ -78,8 +79,6 @@ def make_cases(bases: Sequence[str], steps: int) -> list[Case]:
 def run_case(case: Case, threads: int) -> dict[str, Any]:
     """Estimate, train, and compare; in this process, whose peak counts from its start."""
     torch.set_num_threads(threads)
-    if case.gives_back:
-        return_freed_memory()
     dtype = base_dtype(bf16=None, fp16=False)
     base = load_base(case.base, dtype=dtype)
     if torch.cuda.is_available():
@@ -89,8 +88,15 @@ def run_case(case: Case, threads: int) -> dict[str, Any]:
     started = time.process_time()
     shape = Pass(rows=case.rows, tokens=case.tokens, labelled=_LABELLED, documents=case.documents)
     estimator = Estimator(model)
-    estimate = estimator(Workload(train=shape, evaluation=shape, gradient_checkpointing=case.checkpointing))
+    work = Workload(train=shape, evaluation=shape, gradient_checkpointing=case.checkpointing)
+    plan = make_plan(estimator, work, available_memory(model.device))
     estimating = time.process_time() - started
+    if plan.split > 1:
+        raise click.ClickException(f"{case.name} does not fit into this machine's memory in one part.")
+    estimate = plan.estimate
+    gives_back = plan.gives_back if case.gives_back is None else case.gives_back
+    if gives_back:
+        return_freed_memory()
     before = resident_memory()
     seconds = train(model, head, case)
     measured = peak_memory(model.device)
@@ -100,6 +106,7 @@ def run_case(case: Case, threads: int) -> dict[str, Any]:
         "device": str(model.device),
         "estimate": estimate.parts(),
         "worst": estimate.worst,
+        "gives_back": gives_back,
         "peak_estimated": estimate.peak,
         "peak_measured": measured,
         "ratio": estimate.peak / measured,

@@ -296,7 +296,12 @@ def test_memory_is_given_back_where_it_is_short(estimator: Estimator) -> None:
     work = Workload(train=Pass(rows=2, tokens=64))
     peak = estimator(work).peak
     assert make_plan(estimator, work, peak * 2 - 1, margin=0).gives_back  # glibc may keep as much again
-    assert not make_plan(estimator, work, peak * 2, margin=0).gives_back
+    plan = make_plan(estimator, work, peak * 2, margin=0)
+    assert not plan.gives_back
+    assert plan.estimate.peak == peak + plan.estimate.allocator  # what it keeps is part of the estimate
+    assert plan.estimate.activations > plan.estimate.allocator > 0
+    plan = make_plan(estimator, replace(work, gradient_checkpointing=True), peak * 2, margin=0)
+    assert plan.gives_back and plan.estimate.allocator == 0
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(estimator: Estimator) -> None:

@@ -44,6 +44,8 @@ def show_plan(console: Console, plan: Any) -> None:
     """The memory that a run is estimated to need, and batches that were split for it, in a line or two."""
     estimate = plan.estimate
     console.print(f"Memory: about {_size(estimate.peak)} at the most, by estimate.", highlight=False)
+    if plan.gives_back:
+        console.print("What is freed is given back to the system at once: less memory, longer steps.")
     if plan.split > 1:
         console.print(f"So that it fits, each batch is computed in {plan.split} parts; what is learned stays the same.")
     if plan.evaluation_split > 1:
@@ -56,6 +58,8 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
     table = Table("memory", "", title="What the run will need", title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     for part in _MEMORY_PARTS:
+        if part == "allocator" and not estimate[part]:
+            continue
         table.add_row(f"  {part}, estimated", _size(estimate[part]))
     table.add_row("memory at the most, estimated", _size(estimate["peak"]))
     table.add_row("memory at the most, measured", _size(found["peak"]), style="bold")
@@ -77,7 +81,17 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
         console.print("[bold]The disk has too little room.[/] Lower save_total_limit, or choose another output_dir.")
 
 
-_MEMORY_PARTS = ("process", "base", "experts", "gradients", "optimizer", "activations", "loss", "evaluation")
+_MEMORY_PARTS = (
+    "process",
+    "base",
+    "experts",
+    "gradients",
+    "optimizer",
+    "activations",
+    "loss",
+    "evaluation",
+    "allocator",
+)
 
 
 def _size(count: float) -> str:

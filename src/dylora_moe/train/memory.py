@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -21,18 +22,26 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 _SEPARATE_BYTES = 256 * 2**10
 
 
-def return_freed_memory() -> bool:
-    """From now on, give every large tensor that is freed back to the system; False where that cannot be told.
+def keeps_freed_memory(device: torch.device) -> bool:
+    """True where tensors come from an allocator that keeps freed memory and can be told not to: glibc's, on a CPU."""
+    return device.type == "cpu" and _mallopt() is not None
+
+
+def _mallopt() -> Any:
+    # musl has none, and macOS and Windows have allocators of their own.
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+
+def return_freed_memory() -> None:
+    """From now on, give every large tensor that is freed back to the system, where `keeps_freed_memory`.
 
     glibc keeps freed blocks for later ones, but torch asks for aligned blocks, and those find no place in a freed
     block of their own size (https://sourceware.org/bugzilla/show_bug.cgi?id=14581): resident memory was up to twice
     what tensors took, and grew from step to step. A mapping of its own for each large block ends that; the system
-    then clears every block anew, which takes time (docs/log.md has figures of both).
+    then clears every block anew, which takes a quarter of a step's time (docs/log.md has figures of both).
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _SEPARATE_BYTES) == 1
+    if (mallopt := _mallopt()) is not None:
+        mallopt(_M_MMAP_THRESHOLD, _SEPARATE_BYTES)
 
 
 def resident_memory() -> int:

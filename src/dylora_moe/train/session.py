@@ -26,7 +26,6 @@ from dylora_moe.train.callbacks.record import RecordMetrics
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Keeper
-from dylora_moe.train.memory import return_freed_memory
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
@@ -65,7 +64,6 @@ class Session:
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     """Base, data and model, each shown and checked; nothing is written yet."""
-    return_freed_memory()
     registry = registry_of(config.data_registry)
     for dataset in config.datasets:  # a typo costs no download
         check_path(parse_dataset_spec(dataset, registry), registry)

@@ -24,6 +24,7 @@ from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.figures import StepFigures
 from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Checkpoint, Keeper
+from dylora_moe.train.memory import return_freed_memory
 from dylora_moe.train.parameters import parameter_groups
 from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
 from dylora_moe.train.state import Saved
@@ -133,7 +134,9 @@ class RoutedTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def use_plan(self, plan: Plan) -> None:
-        """Compute batches in as many parts as fit into memory."""
+        """Compute batches in as many parts as fit into memory, and give back what is freed where that is short."""
+        if plan.gives_back:
+            return_freed_memory()
         self.parts = max(self.parts, plan.split)
         self.evaluator.rows = -(-self.evaluator.rows // plan.evaluation_split)
 

@@ -9,14 +9,16 @@ from dylora_moe.errors import RunError
 from dylora_moe.train.fit.estimate import Estimate, Estimator, Workload
 from dylora_moe.train.fit.trace import Pass
 from dylora_moe.train.fit.twin import Changes
+from dylora_moe.train.memory import keeps_freed_memory
 from dylora_moe.tuner.inspect import decoder_layers
 
 MARGIN = 0.1
 """Share of the available memory that stays free: for what an estimate is off by (docs/log.md), and other programs."""
 
-# Resident memory over the estimate where freed memory is not given back: at most 2.02 in six kinds of runs measured
-# with glibc 2.36 (docs/log.md).
-_KEPT = 2.0
+# With glibc 2.36, where freed memory is not given back (docs/log.md): what is held beyond tensors is 0.19 to 0.26 of
+# the activations; and all that is held was at most 2.02 times the tensors, in six kinds of runs.
+_KEPT_OF_ACTIVATIONS = 0.22
+_KEPT_AT_MOST = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class Plan:
         split: Parts in which each batch of training is computed.
         evaluation_split: Parts of a batch of evaluation.
         estimate: Of the run so computed.
-        gives_back: Whether it fits only if freed memory is given back (`return_freed_memory`), which takes time.
+        gives_back: Whether freed memory is to be given back (`return_freed_memory`), which takes time: where the run
+            might not fit otherwise, and where activations are computed again to save memory.
     """
 
     split: int
@@ -94,13 +97,12 @@ def make_plan(estimator: Estimator, work: Workload, available: int, *, margin: f
             raise RunError(_explain(estimator, both(1), available, room))
         evaluation_split, fitting = found, both(split_rows(evaluation.rows, found))
     estimate = estimator(fitting)
-    on_cpu = estimator.model.device.type == "cpu"
-    return Plan(
-        split=split,
-        evaluation_split=evaluation_split,
-        estimate=estimate,
-        gives_back=on_cpu and estimate.peak * _KEPT > room,
-    )
+    keeps = keeps_freed_memory(estimator.model.device)
+    gives_back = keeps and (work.gradient_checkpointing or estimate.peak * _KEPT_AT_MOST > room)
+    if keeps and not gives_back:
+        kept = round(_KEPT_OF_ACTIVATIONS * estimate.activations)
+        estimate = replace(estimate, allocator=kept, peak=estimate.peak + kept)
+    return Plan(split=split, evaluation_split=evaluation_split, estimate=estimate, gives_back=gives_back)
 
 
 def suggest(estimator: Estimator, work: Workload, room: int) -> list[Suggestion]:

@@ -54,6 +54,7 @@ class Estimate:
         activations: Kept by a forward pass for the backward pass.
         loss: Held while the loss is made, beyond the activations.
         evaluation: Held in a pass of evaluation, beyond the weights.
+        allocator: Freed memory that the system's allocator keeps; `make_plan` adds it where it does.
         peak: All that is held at the worst moment.
         worst: That moment.
         checkpoint: One checkpoint on disk.
@@ -70,10 +71,12 @@ class Estimate:
     peak: int
     worst: Moment
     checkpoint: int
+    allocator: int = 0
 
     def parts(self) -> dict[str, int]:
         """Name -> bytes, in the order of a run."""
         names = ("process", "base", "experts", "optimizer", "gradients", "activations", "loss", "evaluation")
+        names += ("allocator",) if self.allocator else ()
         return {name: getattr(self, name) for name in names}
 
     def disk(self, *, kept: int, data: int = 0) -> int:
