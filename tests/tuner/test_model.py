@@ -146,6 +146,36 @@ def test_features_of_documents_are_the_means_of_their_prompts(make_model: Any, m
     torch.testing.assert_close(features, expected)
 
 
+@pytest.mark.parametrize("tap_layer", [0, 2])
+@pytest.mark.parametrize("experts", [1, 3])
+def test_features_of_prompts_are_the_bases_own_at_the_tap(
+    make_model: Any, make_base: Any, batch: Any, tap_layer: int, experts: int
+) -> None:
+    model = make_model(experts, tap_layer=tap_layer).train()
+    features = model.prompt_features([batch, {name: value[2:] for name, value in batch.items()}])
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    states = make_base()(**inputs, output_hidden_states=True).hidden_states[tap_layer]
+    expected = torch.stack([row[:length].mean(0) for row, length in zip(states, (3, 4, 5), strict=True)])
+    torch.testing.assert_close(features, torch.cat([expected, expected[2:]]))
+    assert model.training and not model.state.disabled
+    model(**batch).loss.backward()  # nothing is left behind that would stop it
+
+
+def test_features_of_prompts_run_no_layer_above_the_tap(make_model: Any, batch: Any) -> None:
+    model = make_model(2, tap_layer=1)
+    above = []
+    for layer in model.lm.get_decoder().layers[1:]:
+        layer.self_attn.register_forward_hook(lambda *_: above.append(1))
+    model.prompt_features([batch])
+    assert not above
+
+
+def test_a_row_without_a_prompt_has_no_features(make_model: Any, batch: Any) -> None:
+    batch["labels"][1] = batch["input_ids"][1]
+    with pytest.raises(TunerError, match="row 1 has none"):
+        make_model(2).prompt_features([batch])
+
+
 def test_removed_experts_leave_the_others_as_they_were(make_model: Any, batch: Any) -> None:
     model = make_model(3)
     rows = model.routers["shared"].weight.detach().clone()

@@ -1,6 +1,6 @@
 """The model: a frozen causal language model, N LoRA experts over its Linears, and the router between them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from dylora_moe.tuner.inspect import check_name, check_reach, decoder_layers, la
 from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.router import LinearRouter
 from dylora_moe.tuner.routing import Decision, RoutingState
-from dylora_moe.tuner.tap import Tap, find_documents, prompt_of_labels
+from dylora_moe.tuner.tap import Tap, find_documents, mean_prompts, prompt_of_labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +245,28 @@ class DyLoraModel(nn.Module):
             self.tap.on_features = None
             self.train(was_training)
         return {key: torch.cat(parts) for key, parts in found.items()}
+
+    @torch.no_grad()
+    def prompt_features(self, batches: Iterable[dict[str, Tensor]]) -> Tensor:
+        """Mean hidden state at the tap over each row's prompt, (rows, features), float32, on the CPU.
+
+        A function of the frozen base alone, whatever the experts. Only the layers below the tap run, on the prompts.
+
+        Args:
+            batches: input_ids, attention_mask and labels, (batch, tokens), one document a row.
+
+        Raises:
+            TunerError: a row has no token before its first label.
+        """
+        layer = decoder_layers(self.lm)[1][self.routing_config.tap_layer]
+        was_training = self.training
+        self.eval()
+        try:
+            with self.disabled():
+                parts = [mean_prompts(self.lm.get_decoder(), layer, batch) for batch in batches]
+        finally:
+            self.train(was_training)
+        return torch.cat(parts)
 
     def add_expert(
         self,

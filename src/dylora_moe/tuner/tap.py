@@ -6,7 +6,7 @@ once a pass, or (transformers before 5.23) again when a layer is recomputed, on 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,6 +63,44 @@ def pool_prompts(
     pooled = torch.bmm(prompt, features.float()) / prompt.sum(-1, keepdim=True).clamp_min(1)
     exists = (member & layout.valid[:, None, :]).any(-1)
     return pooled.flatten(0, 1), exists.flatten()
+
+
+class _Reached(Exception):
+    """The layer whose input was wanted is reached; the layers above need not run."""
+
+
+def mean_prompts(decoder: nn.Module, layer: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "batch features"]:
+    """Mean input of a layer over each row's prompt, float32, on the CPU; that layer and those above do not run.
+
+    Args:
+        decoder: Whose layer it is.
+        layer: The layer.
+        batch: input_ids, attention_mask and labels, (batch, tokens), one document a row.
+
+    Raises:
+        TunerError: A row has no token before its first label.
+    """
+    device = next(decoder.parameters()).device
+    ids, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
+    prompt = prompt_of_labels(labels, torch.zeros_like(labels)) & mask.bool()
+    if not bool(prompt.any(1).all()):
+        row = int((~prompt.any(1)).nonzero()[0])
+        raise TunerError(f"a row must have a prompt before its first label to be known by, and row {row} has none.")
+    length = int(prompt.any(0).nonzero().max()) + 1  # later tokens change nothing before them
+    found: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
+    try:
+        with suppress(_Reached):
+            decoder(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)
+    finally:
+        handle.remove()
+    member = prompt[:, None, :length].float()
+    return (torch.bmm(member, found[0].float())[:, 0] / member.sum(-1)).cpu()
 
 
 class Tap:

@@ -1,0 +1,173 @@
+"""The skills that a model knows: what their prompts look like at the tap, and which expert serves each."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dylora_moe.errors import RunError
+
+RECORD, TENSORS = "skills.json", "skills.safetensors"
+_FORMAT = 1
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkillRecord:
+    """What is known of a skill besides its features.
+
+    Attributes:
+        name: Of the skill.
+        expert: That serves it.
+        num_rows: Prompts that its mean is over.
+        data: Hash of the rows that it was learned from.
+        base_loss: The base's loss on its validation rows, nats a token.
+        loss: Its expert's loss on them.
+    """
+
+    name: str
+    expert: str
+    num_rows: int
+    data: str
+    base_loss: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill:
+    """One skill.
+
+    Attributes:
+        record: What is known of it in words and numbers.
+        mean: Of the features of its prompts at the tap, (features,).
+        sample: Some of them, for later tests, (rows, features).
+    """
+
+    record: SkillRecord
+    mean: Features
+    sample: Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What features are a function of; those of another source cannot be compared.
+
+    Attributes:
+        base: Name of the base.
+        revision: Of the base, where it has one.
+        tap_layer: Decoder layer whose input they are read from.
+    """
+
+    base: str
+    revision: str | None
+    tap_layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkillLibrary:
+    """All skills of a model, in the order in which they came. Never changed: another one is made.
+
+    Attributes:
+        source: Of the features.
+        skills: Name -> skill.
+    """
+
+    source: Source
+    skills: Mapping[str, Skill]
+
+    @property
+    def samples(self) -> dict[str, Features]:
+        """Skill -> sample, as a detector takes them."""
+        return {name: skill.sample for name, skill in self.skills.items()}
+
+    def with_skill(self, skill: Skill) -> "SkillLibrary":
+        """With one more skill.
+
+        Raises:
+            RunError: There is one of that name, or its features have another size.
+        """
+        name = skill.record.name
+        if name in self.skills:
+            raise RunError(f"A skill must have a name of its own, and there is one named {name!r}. Choose another.")
+        for other in self.skills.values():
+            if other.mean.shape != skill.mean.shape:
+                raise RunError(
+                    f"Features of a skill must have the size of the others, {other.mean.shape[0]}, got "
+                    f"{skill.mean.shape[0]} for {name!r}."
+                )
+        return replace(self, skills={**self.skills, name: skill})
+
+    def without_skill(self, name: str) -> "SkillLibrary":
+        """With one skill less."""
+        return replace(self, skills={other: skill for other, skill in self.skills.items() if other != name})
+
+    def check_source(self, source: Source) -> None:
+        """See that features read now can be compared with those of the library.
+
+        Raises:
+            RunError: They are of another base or tap.
+        """
+        if source != self.source:
+            raise RunError(
+                f"A skill library must be of the base and tap that are used, and it is of {_said(self.source)}, not of "
+                f"{_said(source)}. Features of one say nothing of the other: train with the first, or begin anew."
+            )
+
+
+def draw_sample(features: Features, rows: int, seed: int) -> Features:
+    """So many rows of them, or all where there are fewer, in their order; the same for the same seed."""
+    if len(features) <= rows:
+        return features
+    chosen = np.random.default_rng(seed).choice(len(features), rows, replace=False)
+    return features[np.sort(chosen)]
+
+
+def save_library(library: SkillLibrary, folder: Path) -> None:
+    """Write `skills.json` and `skills.safetensors` into a folder; of each skill O(features) and its sample."""
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for index, skill in enumerate(library.skills.values()):
+        tensors[f"{index}.mean"] = np.ascontiguousarray(skill.mean, np.float32)
+        tensors[f"{index}.sample"] = np.ascontiguousarray(skill.sample, np.float32)
+    save_file(tensors, folder / TENSORS)
+    records = [skill.record for skill in library.skills.values()]
+    content = {
+        "format": _FORMAT,
+        "source": TypeAdapter(Source).dump_python(library.source),
+        "skills": TypeAdapter(list[SkillRecord]).dump_python(records),
+    }
+    (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_library(folder: Path) -> SkillLibrary:
+    """Read what `save_library` wrote.
+
+    Raises:
+        RunError: A file is missing, damaged or of another version.
+    """
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise RunError(f"{folder / RECORD} must have format {_FORMAT}, got {content['format']}.")
+        tensors = load_file(folder / TENSORS)
+        source = TypeAdapter(Source).validate_python(content["source"])
+        skills = {}
+        for index, record in enumerate(TypeAdapter(list[SkillRecord]).validate_python(content["skills"])):
+            mean, sample = tensors[f"{index}.mean"], tensors[f"{index}.sample"]
+            skills[record.name] = Skill(record=record, mean=mean, sample=sample)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ValidationError) as error:
+        raise RunError(
+            f"{folder} must hold a skill library ({RECORD} and {TENSORS}), and it cannot be read: {error}."
+        ) from error
+    return SkillLibrary(source=source, skills=skills)
+
+
+def _said(source: Source) -> str:
+    revision = f" at {source.revision}" if source.revision else ""
+    return f"{source.base}{revision}, layer {source.tap_layer}"
