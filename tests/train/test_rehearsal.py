@@ -36,6 +36,8 @@ def test_it_counts_what_the_run_then_does(tiny_config: Callable[..., RunConfig],
     # The run's own lines are in a checkpoint too, and a tiny run has most of its bytes there.
     tensors = sum(file.stat().st_size for file in folders[0].rglob("*.safetensors"))
     assert tensors <= found.checkpoint <= sizes[0]
+    kept = min(config.save_total_limit + 2, found.counts.saves + 1)  # also the best, and one being written
+    assert found.disk == kept * found.checkpoint + found.final and found.final > 0
     assert found.run_s > 0 and found.peak > 0 and found.calibration.step_s > 0 and found.load_s > 0
 
 
@@ -66,6 +68,9 @@ def test_the_workload_is_that_of_the_largest_passes(make_session: Callable[..., 
     assert (work.train.rows, work.train.tokens) == (len(rows), max(map(len, rows)))
     labelled = sum(label != -100 for row in rows for label in row.labels[1:])
     assert work.train.num_labelled == labelled and work.accumulates
+    batches = [[session.data.train[index] for index in batch] for batch in trainer.sampler.plan(0)]
+    areas = [len(batch) * max(map(len, batch)) for batch in batches]
+    assert len(set(areas)) > 1 and work.train.rows * work.train.tokens == max(areas)
     assert work.evaluation is not None and work.evaluation.rows == 4
     assert work.evaluation.tokens == max(len(row) for domain in session.data.validation.values() for row in domain)
     assert count_work(session, trainer).steps == 4
