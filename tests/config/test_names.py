@@ -6,7 +6,7 @@ import string
 import pytest
 
 from dylora_moe.config import ALIASES, RunConfig, unknown_dataset_key, unknown_setting, with_own_names
-from dylora_moe.config.names import REPLACED, edit_distance, likely_settings, nearest, setting_named
+from dylora_moe.config.names import REPLACED, likely_settings, setting_named
 from dylora_moe.errors import ConfigError
 
 SETTINGS = list(RunConfig.model_fields)
@@ -68,34 +68,6 @@ def test_what_a_name_is_likely_to_mean(word: str, expected: list[str]) -> None:
 
 def test_two_names_as_near_as_each_other_are_both_told() -> None:
     assert unknown_setting("bp16") == "there is no setting 'bp16'. Did you mean bf16 or fp16?"
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "distance"),
-    [
-        ("", "", 0),
-        ("", "abc", 3),
-        ("abc", "abc", 0),
-        ("abc", "acb", 1),
-        ("abc", "xbc", 1),
-        ("seed", "sed", 1),
-        ("kitten", "sitting", 3),
-        ("ab", "ba", 1),
-        ("abcd", "badc", 2),
-        ("ca", "abc", 3),  # 2 where a letter may come between swapped ones
-    ],
-)
-def test_the_distance_of_two_texts(one: str, other: str, distance: int) -> None:
-    assert edit_distance(one, other) == edit_distance(other, one) == distance
-
-
-def test_skipping_words_by_their_letters_changes_no_answer() -> None:
-    draw = random.Random(1)
-    for name in draw.sample(SETTINGS, 12):
-        for word in draw.sample(sorted(one_letter_off(name, draw)), 6):
-            distances = {known: edit_distance(word, known) for known in SETTINGS}
-            best = min(distances.values())
-            assert set(nearest(word, SETTINGS)) == {known for known in SETTINGS if distances[known] == best}
 
 
 def test_other_names_lead_to_settings_and_are_none() -> None:

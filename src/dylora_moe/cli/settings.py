@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 
 from dylora_moe.config import ALIASES, RunConfig, load_recipe, make_config, split_list, with_own_names
 from dylora_moe.config.explain import shown
-from dylora_moe.config.names import NUM_NAMED, REPLACED, did_you_mean, nearest, plain_name
+from dylora_moe.config.names import REPLACED
 from dylora_moe.config.presets import with_preset
+from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 
 _LISTS = ("datasets", "target_modules", "report_to")
 
@@ -66,7 +67,7 @@ def _unknown_flag(flag: str, parameters: list[click.Parameter]) -> str:
             word, own = plain_name(option), str(parameter.name)
             # Another name of a setting follows the setting, and is answered with the setting's.
             spelt.setdefault(word, spelt.get(word.replace(own, ALIASES.get(own, own)), option))
-    near = list(dict.fromkeys(spelt[word] for word in nearest(name, spelt)))[:NUM_NAMED]
+    near = list(dict.fromkeys(spelt[word] for word in nearest(name, spelt)))
     return f"there is no flag {flag}. {did_you_mean(near) or '`dylora config explain` lists those of settings.'}"
 
 

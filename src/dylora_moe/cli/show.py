@@ -57,9 +57,7 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
     estimate, counts, measured = found["plan"]["estimate"], found["counts"], found["calibration"]
     table = Table("memory", "", title="What the run will need", title_justify="left", show_header=False)
     table.columns[1].justify = "right"
-    for part in _MEMORY_PARTS:
-        if part == "allocator" and not estimate[part]:
-            continue
+    for part in filter(estimate.get, _MEMORY_PARTS):
         table.add_row(f"  {part}, estimated", _size(estimate[part]))
     table.add_row("memory at the most, estimated", _size(estimate["peak"]))
     table.add_row("memory at the most, measured", _size(found["peak"]), style="bold")

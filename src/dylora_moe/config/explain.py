@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 from dylora_moe.config.advice import Advice
 from dylora_moe.config.data import DataSettings
 from dylora_moe.config.model import ModelSettings
-from dylora_moe.config.names import ALIASES, plain_name, setting_named, unknown_setting
+from dylora_moe.config.names import ALIASES, setting_named, unknown_setting
 from dylora_moe.config.running import RunSettings
 from dylora_moe.config.settings import RunConfig
+from dylora_moe.config.spelling import plain_name
 from dylora_moe.config.training import TrainingSettings
 from dylora_moe.errors import ConfigError
 

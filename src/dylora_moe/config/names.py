@@ -1,12 +1,12 @@
 """Names of settings: ours, other names for them, names that need none, and what an unknown name was meant to be."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from dylora_moe.config.data import DATASET_KEYS
 from dylora_moe.config.settings import RunConfig
+from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 from dylora_moe.errors import ConfigError
 
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -49,11 +49,6 @@ REPLACED: Mapping[str, str] = MappingProxyType(
 )
 """A name that is known elsewhere and is no setting here -> what to do instead."""
 
-NUM_NAMED = 2
-"""Names that are offered at most; more that are as near as each other say nothing."""
-
-_SHORTEST_PART = 4  # letters; shorter parts are in too many names
-
 
 def setting_named(name: str) -> str | None:
     """The setting that a name, ours or another one, stands for; None if it stands for none."""
@@ -94,66 +89,12 @@ def unknown_setting(name: str) -> str:
 
 def unknown_dataset_key(name: str) -> str:
     """What to say about a key of a `datasets` entry that does not exist."""
-    hint = did_you_mean(nearest(name, DATASET_KEYS)[:NUM_NAMED])
+    hint = did_you_mean(nearest(name, DATASET_KEYS))
     text = f"a key of a datasets entry must be one of {', '.join(DATASET_KEYS)}, got {name!r}."
     return f"{text} {hint}" if hint else text
-
-
-def plain_name(name: str) -> str:
-    """A name as settings are spelt: `--Learning-Rate` -> learning_rate."""
-    return name.strip().lstrip("-").lower().replace("-", "_")
 
 
 def likely_settings(name: str) -> list[str]:
     """The settings that a mistyped name is likely to mean: none, one, or two that are as near as each other."""
     near = nearest(name, [*RunConfig.model_fields, *ALIASES])
-    return list(dict.fromkeys(ALIASES.get(found, found) for found in near))[:NUM_NAMED]
-
-
-def nearest(name: str, known: Collection[str]) -> list[str]:
-    """The known names fewest letters away from a mistyped one, if these are few; else those that it is part of.
-
-    Args:
-        name: Case, hyphens and those of a flag do not count.
-        known: In plain spelling: lower case, underscores.
-
-    Returns:
-        Names as near as each other, those with the same first letter first.
-    """
-    name = plain_name(name)
-    letters = Counter(name)
-    # Letters that the other one lacks: each of them is an edit, so most words need no distance of their own.
-    fewest = {word: max(len(name), len(word)) - (letters & Counter(word)).total() for word in known}
-    best, near = max(1, len(name) // 3), list[str]()
-    for word in sorted(known, key=fewest.__getitem__):
-        if fewest[word] > best:
-            break
-        distance = edit_distance(name, word)
-        if distance <= best:
-            near = [*(near if distance == best else []), word]
-            best = distance
-    if not near and len(name) >= _SHORTEST_PART:
-        near = [word for word in known if name in word]
-    return sorted(near, key=lambda word: word[:1] != name[:1])
-
-
-def edit_distance(one: str, other: str) -> int:
-    """Fewest letters deleted, inserted, replaced or swapped with their neighbour to get from one text to the other.
-
-    Source: optimal string alignment, the restricted form of Damerau 1964 (doi 10.1145/363958.363994).
-    """
-    before: list[int] = []
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        before, last, row = row, before, [i]
-        for j, b in enumerate(other, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
-            if last and j > 1 and a == other[j - 2] and one[i - 2] == b:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
-
-
-def did_you_mean(near: list[str]) -> str:
-    """A question that offers one name or two; empty for none."""
-    return f"Did you mean {' or '.join(near)}?" if near else ""
+    return list(dict.fromkeys(ALIASES.get(found, found) for found in near))

@@ -4,13 +4,13 @@ Weakest first: defaults, recognised preset, recipe, named preset, scenario, flag
 machine.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.config.training import TrainingSettings
 from dylora_moe.errors import ConfigError
 
@@ -255,9 +255,8 @@ def _spelling(setting: str, name: str, known: Collection[str]) -> str:
     plain = name.strip().lower().replace("-", "_")
     if plain in known:
         return plain
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"{setting} must be one of {', '.join(known)}, got {name!r}.{hint}")
+    hint = did_you_mean(nearest(plain, known))
+    raise ConfigError(f"{setting} must be one of {', '.join(known)}, got {name!r}. {hint}".rstrip())
 
 
 def split_batch(effective_batch: int, micro_batch: int) -> dict[str, int]:

@@ -9,16 +9,9 @@ from pydantic import ValidationError
 
 from dylora_moe.config.data import DATASET_KEYS
 from dylora_moe.config.explain import allowed, words_of
-from dylora_moe.config.names import (
-    did_you_mean,
-    nearest,
-    setting_named,
-    two_names,
-    unknown_dataset_key,
-    unknown_setting,
-    with_own_names,
-)
+from dylora_moe.config.names import setting_named, two_names, unknown_dataset_key, unknown_setting, with_own_names
 from dylora_moe.config.settings import RunConfig
+from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.errors import ConfigError
 
 

@@ -38,7 +38,7 @@ def return_freed_memory() -> None:
     glibc keeps freed blocks for later ones, but torch asks for aligned blocks, and those find no place in a freed
     block of their own size (https://sourceware.org/bugzilla/show_bug.cgi?id=14581): resident memory was up to twice
     what tensors took, and grew from step to step. A mapping of its own for each large block ends that; the system
-    then clears every block anew, which takes a quarter of a step's time (docs/log.md has figures of both).
+    then clears every block anew, which makes a step a third longer (docs/log.md has figures of both).
     """
     if (mallopt := _mallopt()) is not None:
         mallopt(_M_MMAP_THRESHOLD, _SEPARATE_BYTES)

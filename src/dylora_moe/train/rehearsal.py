@@ -114,8 +114,8 @@ def _measure(session: Session, trainer: RoutedTrainer, stages: Stages) -> Rehear
         run_s=calibration.run_s(steps=counts.steps, evaluations=counts.evaluations, saves=counts.saves),
         checkpoint=checkpoint,
         final=final,
-        # The best one may stand beside the newest, and a new one is complete before an old one goes.
         disk_free=shutil.disk_usage(session.run.path).free,
+        # The best one may stand beside the newest, and a new one is complete before an old one goes.
         disk=min(config.save_total_limit + 2, counts.saves + 1) * checkpoint + final,
     )
 

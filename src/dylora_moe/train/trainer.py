@@ -415,10 +415,8 @@ class RoutedTrainer(Trainer):
         self.evaluation, self.best = (evaluation.validate_python(record[name]) for name in ("evaluation", "best"))
         self.evaluated_at = record["evaluated_at"]
         # A machine with less memory than that of the checkpoint may have planned for more parts already.
-        self.parts, self.evaluator.rows = (
-            max(self.parts, record["parts"]),
-            min(self.evaluator.rows, record["eval_rows"]),
-        )
+        self.parts = max(self.parts, record["parts"])
+        self.evaluator.rows = min(self.evaluator.rows, record["eval_rows"])
 
     def _go_on(self) -> None:
         """Called once the Trainer has set its sums to nothing."""

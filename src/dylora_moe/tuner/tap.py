@@ -82,11 +82,13 @@ def mean_prompts(decoder: nn.Module, layer: nn.Module, batch: Mapping[str, Tenso
     """
     device = next(decoder.parameters()).device
     ids, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-    prompt = prompt_of_labels(labels, torch.zeros_like(labels)) & mask.bool()
+    document, valid = torch.zeros_like(labels), mask.bool()
+    prompt = prompt_of_labels(labels, document) & valid
     if not bool(prompt.any(1).all()):
         row = int((~prompt.any(1)).nonzero()[0])
         raise TunerError(f"a row must have a prompt before its first label to be known by, and row {row} has none.")
     length = int(prompt.any(0).nonzero().max()) + 1  # later tokens change nothing before them
+    layout = Layout(valid=valid[:, :length], document=document[:, :length], prompt=prompt[:, :length])
     found: list[Tensor] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,8 +101,7 @@ def mean_prompts(decoder: nn.Module, layer: nn.Module, batch: Mapping[str, Tenso
             decoder(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)
     finally:
         handle.remove()
-    member = prompt[:, None, :length].float()
-    return (torch.bmm(member, found[0].float())[:, 0] / member.sum(-1)).cpu()
+    return pool_prompts(found[0], layout)[0].cpu()
 
 
 class Tap:

@@ -75,8 +75,17 @@ class Estimate:
 
     def parts(self) -> dict[str, int]:
         """Name -> bytes, in the order of a run."""
-        names = ("process", "base", "experts", "optimizer", "gradients", "activations", "loss", "evaluation")
-        names += ("allocator",) if self.allocator else ()
+        names = (
+            "process",
+            "base",
+            "experts",
+            "optimizer",
+            "gradients",
+            "activations",
+            "loss",
+            "evaluation",
+            "allocator",
+        )
         return {name: getattr(self, name) for name in names}
 
     def disk(self, *, kept: int, data: int = 0) -> int:
