@@ -35,6 +35,9 @@ TRACKERS = "trackers"
 RESULT = "result.json"
 FINAL = "final"
 EVAL = "eval"
+STAGES = "stages"
+DECISION = "decision.json"
+STAGE = "stage.json"
 WARNINGS = "warnings.jsonl"
 _LINES = (METRICS, ROUTING, SAMPLES, WARNINGS)
 # What a run writes between its start and its end.

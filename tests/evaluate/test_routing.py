@@ -138,6 +138,40 @@ def test_a_domain_without_a_unit_has_an_empty_row() -> None:
     assert found.table == ((1, 0), (0, 0)) and found.mutual_information == pytest.approx(0, abs=1e-9)
 
 
+def answered_by_the_base(experts: list[int], num_experts: int, near: list[bool], **others: Any) -> Decision:
+    """As `sure`, but for the units that no skill is near."""
+    weights = [[float(one)] for one in near]
+    return replace(sure(experts, num_experts, weights=weights, **others), sure=torch.tensor(near))
+
+
+def test_what_the_base_answers_is_in_no_experts_load() -> None:
+    made = answered_by_the_base([0, 1, 0, 1], 2, [True, False, False, False], valid=[True, True, True, False])
+    found = report([made, sure([0, 1, 0, 1], 2, valid=[True] * 3 + [False])], [0, 0, 1, 1], 2, 3)
+    assert found.units == 6 and found.unsure == pytest.approx(2 / 6)
+    assert found.domain_unsure == (pytest.approx(1 / 4), pytest.approx(1 / 2), 0)
+    assert found.table == (pytest.approx((2 / 3, 1 / 3)), (1, 0), (0, 0)) and found.load == pytest.approx((0.75, 0.25))
+    assert report([sure([0, 1], 2)], [0, 1], 2, 2).unsure == 0
+
+
+def test_figures_stay_figures_when_the_base_answers_everything() -> None:
+    found = report([answered_by_the_base([0, 1], 2, [False, False])], [0, 1], 2, 2)
+    assert found.unsure == 1 and found.domain_unsure == (1, 1) and found.load == (0, 0)
+    assert found.max_violation == 0 and found.load_entropy == 0 and found.mutual_information == 0
+
+
+def test_counting_goes_on_from_what_was_counted() -> None:
+    whole, halves = (RoutingMeter(["a", "b"], ["d", "e"]) for _ in range(2))
+    where = torch.tensor([0, 1])
+    passes = [[answered_by_the_base([0, 1], 2, [True, near])] for near in (False, True, False)]
+    for one in passes:
+        whole.add(one, where)
+        sums = {name: value.clone() for name, value in halves.sums().items()}
+        halves = RoutingMeter(["a", "b"], ["d", "e"])
+        halves.set_sums(sums)
+        halves.add(one, where)
+    assert halves.report() == whole.report()
+
+
 def test_nothing_learns_from_being_measured() -> None:
     logits: Tensor = torch.zeros(2, 2, requires_grad=True)
     made = replace(decision([[0.5, 0.5]] * 2, [[0], [1]]), probs=logits.softmax(-1))

@@ -92,3 +92,24 @@ def test_annotations_hold_in_every_path(
     model.rename_expert("d", "e")
     model.remove_expert("a")
     steps(checked, model.bfloat16(), batch)
+
+
+@pytest.mark.parametrize("unsure", ["base", "dense"])
+def test_annotations_hold_for_prototypes(checked: Any, make_base: Any, batch: dict[str, Tensor], unsure: str) -> None:
+    model = checked.DyLoraModel(
+        make_base(),
+        ["a", "b"],
+        expert_config=checked.ExpertConfig(rank=8, target_modules=("v_proj", "down_proj")),
+        routing=checked.RoutingConfig(router="prototype", granularity="sequence", unsure=unsure),
+    )
+    steps(checked, model, batch)  # no skill is known yet
+    features = model.prompt_features([batch])
+    for skills, dimensions in ((1, 0), (2, 1), (3, 2)):
+        places = torch.zeros(skills, dimensions), torch.full((skills,), 0.5)
+        model.set_prototypes(torch.ones(features.shape[1], dimensions), *places, ["a", "b", "a"][:skills])
+        steps(checked, model, batch)
+    model.add_expert("c", maturity=1.0)
+    model.remove_expert("a")
+    steps(checked, model, batch)
+    prompt = {"input_ids": batch["input_ids"][:2], "attention_mask": batch["attention_mask"][:2]}
+    model.generate(**prompt, max_new_tokens=2)

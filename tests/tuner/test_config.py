@@ -15,6 +15,8 @@ from dylora_moe.tuner import ExpertConfig, RoutingConfig
         {"granularity": "word"},
         {"router_scope": "both"},
         {"execution": "fast"},
+        {"router": "nearest"},
+        {"unsure": "guess"},
         {"tap_layer": -1},
         {"tap_layer": 1.0},
         {"top_k": 0},
@@ -46,9 +48,19 @@ def test_expert_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any],
         ExpertConfig(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"granularity": "token"}, {"router_scope": "per_layer"}, {"top_k": 2}], ids=str)
+def test_prototypes_need_one_decision_a_document(wrong: dict[str, Any]) -> None:
+    RoutingConfig(router="prototype", granularity="sequence")
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"router prototype needs {name}"):
+        RoutingConfig(**{"router": "prototype", "granularity": "sequence"} | wrong)
+
+
 def test_routing_settings_survive_json() -> None:
     config = RoutingConfig(granularity="sequence", router_scope="per_layer", tap_layer=2, top_k=2, temperature=0.5)
     assert RoutingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    prototype = RoutingConfig(router="prototype", granularity="sequence", unsure="dense")
+    assert RoutingConfig.from_json(json.loads(json.dumps(prototype.to_json()))) == prototype
 
 
 def test_unknown_routing_settings_are_refused() -> None:

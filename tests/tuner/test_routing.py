@@ -59,6 +59,24 @@ def test_load_counts_each_valid_unit_once_and_padding_never() -> None:
     assert not two.requires_grad and not dense.requires_grad
 
 
+def test_what_is_unsure_is_left_to_the_base_or_to_all() -> None:
+    logits, valid = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0], [0.0, 1.0, 9.0]]), torch.tensor([True, True, False])
+    rows = torch.arange(3)
+
+    def made(sure: list[bool], **settings: Any) -> Decision:
+        return make_decision(logits, valid, rows, rows, RoutingConfig(**settings), dense=False, sure=torch.tensor(sure))
+
+    base = made([False, True, True])
+    assert base.weights.tolist() == [[0], [1], [1]] and base.load().tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert base.slot_weights is not None and base.dispatch is not None
+    assert base.slot_weights[base.dispatch.sorted_of_slot].tolist() == [0, 1, 1]
+    dense = made([False, True, True], unsure="dense", temperature=2.0)
+    assert dense.experts is None and dense.dispatch is None
+    torch.testing.assert_close(dense.weights[0], (logits[0] / 2).softmax(-1))
+    assert dense.weights[1:].tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert made([True, True, False], unsure="dense").experts is not None, "padding makes no pass dense"
+
+
 def test_decision_of_documents_reaches_every_token() -> None:
     unit_of_token = torch.tensor([1, 1, 0, 2])
     decision = decide(torch.eye(3) * 5, unit_of_token=unit_of_token)

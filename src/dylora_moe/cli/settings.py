@@ -14,7 +14,7 @@ from dylora_moe.config.names import REPLACED
 from dylora_moe.config.presets import with_preset
 from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 
-_LISTS = ("datasets", "target_modules", "report_to")
+_LISTS = ("datasets", "skills", "target_modules", "report_to")
 
 
 def setting_options() -> list[click.Option]:

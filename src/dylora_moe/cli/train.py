@@ -20,6 +20,7 @@ from dylora_moe.cli.show import (
     show_samples,
 )
 from dylora_moe.cli.show_data import show_data, show_lengths
+from dylora_moe.cli.show_stream import show_stream
 from dylora_moe.config import RunConfig
 from dylora_moe.config.explain import remarks
 from dylora_moe.train.stopping import StopSignals
@@ -65,9 +66,12 @@ def _run(config: RunConfig, as_json: bool, dry_run: bool, stop: StopSignals) -> 
     result = train(config, stages, stop)
     if result.get("already_finished"):
         console.print("This run is finished already; nothing was trained. Its result:")
-    show_losses(console, result["before"], result["after"])
-    show_routing(console, result["after"]["routing"])
-    show_samples(console, result["samples"])
+    if config.mode == "continual":
+        show_stream(console, result)
+    else:
+        show_losses(console, result["before"], result["after"])
+        show_routing(console, result["after"]["routing"])
+        show_samples(console, result["samples"])
     _show_next(console, config.run_dir, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
@@ -89,14 +93,15 @@ def _show_data(console: Any, summary: dict[str, Any]) -> None:
 
 
 def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
-    prompt = result["samples"][0]["after"]["prompt"] if result["samples"] else "Write a function that adds two numbers."
+    samples, experts = result.get("samples"), result.get("experts", ["expert_0"])
+    prompt = samples[0]["after"]["prompt"] if samples else "Write a function that adds two numbers."
     program, run = command_name(), shlex.quote(str(run_dir))
     console.print("Next:", style="bold")
     for line in (
         f"{program} chat {run} --prompt {shlex.quote(prompt.splitlines()[0])}",
         f"{program} evaluate {run}",
         f"{program} experts list {run}",
-        f"{program} experts export {run} --expert expert_0 --output my_expert",
+        f"{program} experts export {run} --expert {experts[0]} --output my_expert",
     ):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 

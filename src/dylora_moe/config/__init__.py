@@ -1,6 +1,7 @@
 """Settings of a run: declared once, documented under their field, read from recipes and flags."""
 
 from dylora_moe.config.advice import Advice
+from dylora_moe.config.continual import SKILL_KEYS, SkillSpec
 from dylora_moe.config.data import DATASET_KEYS, DatasetSpec
 from dylora_moe.config.explain import Explanation, explain, explain_all, remarks
 from dylora_moe.config.names import ALIASES, unknown_dataset_key, unknown_setting, with_own_names
@@ -10,10 +11,12 @@ from dylora_moe.config.settings import RunConfig
 __all__ = [
     "ALIASES",
     "DATASET_KEYS",
+    "SKILL_KEYS",
     "Advice",
     "DatasetSpec",
     "Explanation",
     "RunConfig",
+    "SkillSpec",
     "explain",
     "explain_all",
     "load_recipe",

@@ -23,6 +23,7 @@ class DatasetSpec:
         on_bad_row: `stop` with an error that names the rows, or `skip` and count them.
         columns: Field of the format -> column of the data, where they differ: {prompt: question, answer: reply}.
         keep_all: Use all rows of a registry entry, also those that its filter leaves out.
+        part: Use one of several random parts of the training rows that share none: `2/3` for the second of three.
     """
 
     name: str | None = None
@@ -34,6 +35,7 @@ class DatasetSpec:
     on_bad_row: Literal["stop", "skip"] = "stop"
     columns: Mapping[str, str] | None = None
     keep_all: bool = False
+    part: str | None = None
 
 
 DATASET_KEYS = tuple(field.name for field in fields(DatasetSpec))

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dylora_moe.config.advice import Advice
+from dylora_moe.config.continual import ContinualSettings
 from dylora_moe.config.data import DataSettings
 from dylora_moe.config.model import ModelSettings
 from dylora_moe.config.names import ALIASES, setting_named, unknown_setting
@@ -26,6 +27,7 @@ from dylora_moe.errors import ConfigError
 _GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("Model", ModelSettings),
     ("Data", DataSettings),
+    ("Skills", ContinualSettings),
     ("Training", TrainingSettings),
     ("Run", RunSettings),
 )
@@ -52,7 +54,7 @@ class Explanation:
 
     Attributes:
         name: As in a recipe; a flag has two hyphens before it.
-        group: Which settings it stands with: Model, Data, Training or Run.
+        group: Which settings it stands with: Model, Data, Skills, Training or Run.
         meaning: Its help.
         allowed: What may be given, in words.
         default: As in a recipe; None where it is not given by default.

@@ -32,11 +32,6 @@ class ModelSettings(BaseModel, use_attribute_docstrings=True):
     ] = Field(default=4, ge=1)
     """LoRA experts, all created at the start; 1 trains a single LoRA without a router."""
 
-    allow_expert_growth: Annotated[
-        bool, Advice(note="Must be false. Joint training makes all experts at the start: set num_experts.")
-    ] = False
-    """Add experts while training, for skills that are new. Not in this version, which trains no stream of skills."""
-
     lora_r: Annotated[
         int,
         Advice(

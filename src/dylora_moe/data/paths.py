@@ -1,22 +1,20 @@
 """Settings that name files, made independent of the working directory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dylora_moe.config import RunConfig
-from dylora_moe.data.registry import registry_of
+from dylora_moe.data.registry import DataSource, registry_of
 from dylora_moe.data.sources import parse_dataset_spec
+from dylora_moe.data.stream import is_pattern, is_skill_mapping
 
 
 def with_full_paths(config: RunConfig) -> RunConfig:
     """The same run, readable from any working directory: files and folders of base and data by their full paths."""
     registry = registry_of(config.data_registry)
-    datasets = []
-    for dataset in config.datasets:
-        path = parse_dataset_spec(dataset, registry).path
-        if path is None:
-            datasets.append(dataset)
-        else:
-            datasets.append(_full(path) if isinstance(dataset, str) else {**dataset, "path": _full(path)})
+    datasets = [_with_full_path(dataset, registry) for dataset in config.datasets]
+    skills = [_skill_with_full_paths(skill, registry) for skill in config.skills]
     own, template = config.data_registry, config.chat_template
     if isinstance(own, str):
         own = _full(own)
@@ -24,8 +22,23 @@ def with_full_paths(config: RunConfig) -> RunConfig:
         own = {n: {**entry, "path": _full(entry["path"])} if "path" in entry else entry for n, entry in own.items()}
     template = template if template in (None, "plain") else _full(template)
     base = config.base_model if config.base_model.startswith("pypi:") else _full(config.base_model)
-    changed = {"datasets": tuple(datasets), "data_registry": own, "base_model": base}
+    changed = {"datasets": tuple(datasets), "skills": tuple(skills), "data_registry": own, "base_model": base}
     return config.model_copy(update=changed | {"chat_template": template})
+
+
+def _with_full_path(dataset: str | dict[str, Any], registry: Mapping[str, DataSource]) -> str | dict[str, Any]:
+    path = parse_dataset_spec(dataset, registry).path
+    if path is None:
+        return dataset
+    return _full(path) if isinstance(dataset, str) else {**dataset, "path": _full(path)}
+
+
+def _skill_with_full_paths(skill: str | dict[str, Any], registry: Mapping[str, DataSource]) -> str | dict[str, Any]:
+    if isinstance(skill, str) and is_pattern(skill):
+        return str(Path(skill).expanduser().absolute())
+    if isinstance(skill, str) or not is_skill_mapping(skill):
+        return _with_full_path(skill, registry)
+    return {**skill, "datasets": [_with_full_path(dataset, registry) for dataset in skill.get("datasets", [])]}
 
 
 def _full(path: str) -> str:

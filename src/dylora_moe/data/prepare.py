@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -145,7 +145,8 @@ def _read_one(
 
     record = read_source(spec, seed=seed, registry=registry, add=add, on_bad=log.add_bad)
     train, validation, test = (np.array(found, dtype=np.int64) for found in places.values())
-    drawn = train if record.is_synthetic else train[draw_rows(spec, len(train), seed=seed)]
+    wanted = replace(spec, num_examples=None) if record.is_synthetic else spec  # so many were made
+    drawn = train[draw_rows(wanted, len(train), seed=seed)]
     return Source(
         record=record,
         train=drawn,

@@ -4,6 +4,7 @@ A `DatasetSpec` (one entry of a recipe's `datasets`) goes in; examples come out 
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,8 @@ def _check_fields(spec: DatasetSpec, registry: Mapping[str, DataSource]) -> None
         raise DataError(f"on_bad_row must be stop or skip, got {spec.on_bad_row!r}.")
     if not isinstance(spec.keep_all, bool):
         raise DataError(f"keep_all must be true or false, got {spec.keep_all!r}.")
+    if spec.part is not None:
+        parse_part(spec.part)
     if spec.columns is not None:
         check_map(spec.columns, where="columns of a datasets entry")
 
@@ -191,10 +194,31 @@ def read_source(
 
 
 def draw_rows(spec: DatasetSpec, number: int, *, seed: int) -> Sequence[int]:
-    """Places of the training rows to use, of so many that were read: all, or as many as `num_examples` says."""
-    if spec.num_examples is None or spec.num_examples >= number:
-        return range(number)
-    return sorted(random.Random(seed).sample(range(number), spec.num_examples))
+    """Places of the training rows to use, of so many that were read: all, or the `part` and `num_examples` of them."""
+    chosen: Sequence[int] = range(number)
+    if spec.part is not None:
+        index, count = parse_part(spec.part)
+        chosen = random.Random(f"{seed}/part").sample(chosen, number)[index - 1 :: count]
+        if spec.num_examples is not None and spec.num_examples > len(chosen):
+            raise DataError(
+                f"num_examples must be at most the {len(chosen)} training rows of part {spec.part}, got "
+                f"{spec.num_examples}. Lower it, or take larger parts."
+            )
+    if spec.num_examples is not None and spec.num_examples < len(chosen):
+        chosen = random.Random(seed).sample(chosen, spec.num_examples)
+    return sorted(chosen)
+
+
+def parse_part(text: object) -> tuple[int, int]:
+    """`2/3` -> (2, 3).
+
+    Raises:
+        DataError: It is no such text.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text) if isinstance(text, str) else None
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise DataError(f"part of a datasets entry must be one of so many, such as 1/2 or 2/2, got {text!r}.")
+    return int(found[1]), int(found[2])
 
 
 def _bad_rows_text(bad_rows: Sequence[BadRow], num_bad: int, reader: SourceReader) -> str:

@@ -25,10 +25,13 @@ class RoutingReport:
         load_entropy: Entropy of the load over log N: 1 even, 0 collapsed.
         decision_entropy: Mean entropy of a unit's probabilities over log N: 0 when the router is sure.
         effective_experts: exp of the load's entropy, 1 to N.
-        max_violation: Highest load over the mean, minus 1 (arXiv 2408.15664): 0 when even.
+        max_violation: Highest load over the mean, minus 1 (arXiv 2408.15664): 0 when even, or when there is none.
         dead: Experts with less than 1 % of the even share.
         mutual_information: Between domain and expert, in bits; 0 when experts ignore domains.
         units: Decisions counted.
+        unsure: Share of them that were near to no skill: the base answered, or dense collaboration. What the base
+            answers is in no expert's load.
+        domain_unsure: The same share of each domain's.
     """
 
     experts: tuple[str, ...]
@@ -42,6 +45,8 @@ class RoutingReport:
     dead: tuple[str, ...]
     mutual_information: float
     units: int
+    unsure: float
+    domain_unsure: tuple[float, ...]
 
 
 class RoutingMeter:
@@ -55,7 +60,8 @@ class RoutingMeter:
         """Forget everything seen."""
         self._load: Tensor | None = None
         self._entropy: Tensor | float = 0.0
-        self._units: Tensor | int = 0
+        self._units: Tensor | None = None
+        self._unsure: Tensor | None = None
 
     @torch.no_grad()
     def add(self, decisions: Sequence[Decision], domain: Tensor) -> None:
@@ -72,27 +78,38 @@ class RoutingMeter:
                 self._load = torch.zeros(
                     len(self.domains), len(self.experts), dtype=torch.float64, device=of_unit.device
                 )
+                self._units = self._load.new_zeros(len(self.domains), dtype=torch.long)
+                self._unsure = torch.zeros_like(self._units)
+            assert self._units is not None and self._unsure is not None
+            if self._load.device != of_unit.device:  # sums that were kept on disk
+                counts = (self._load, self._units, self._unsure)
+                self._load, self._units, self._unsure = (count.to(of_unit.device) for count in counts)
             self._load.index_add_(0, of_unit, decision.load().double())
             entropy = -(decision.probs * decision.probs.clamp_min(1e-20).log()).sum(-1)
             self._entropy = self._entropy + (entropy * decision.valid).sum()
-            self._units = self._units + decision.valid.sum()
+            self._units.index_add_(0, of_unit, decision.valid.long())
+            if decision.sure is not None:
+                self._unsure.index_add_(0, of_unit, (decision.valid & ~decision.sure).long())
 
     def sums(self) -> dict[str, Tensor]:
         """What was counted since the last `clear`, to go on from elsewhere; empty for nothing."""
-        if self._load is None:
+        if self._load is None or self._units is None or self._unsure is None:
             return {}
-        return {"load": self._load, "entropy": torch.as_tensor(self._entropy), "units": torch.as_tensor(self._units)}
+        entropy = torch.as_tensor(self._entropy)
+        return {"load": self._load, "entropy": entropy, "units": self._units, "unsure": self._unsure}
 
     def set_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Count on from what `sums` gave."""
         self.clear()
         if sums:
-            self._load, self._entropy, self._units = sums["load"], sums["entropy"], sums["units"]
+            self._load, self._entropy = sums["load"], sums["entropy"]
+            self._units, self._unsure = sums["units"], sums["unsure"]
 
     def report(self) -> RoutingReport | None:
         """Figures of everything since the last `clear`; None when no router decided anything."""
-        if self._load is None:
+        if self._load is None or self._units is None or self._unsure is None:
             return None
+        units, unsure = self._units.cpu(), self._unsure.cpu()
         counts = self._load.cpu()
         joint = counts / counts.sum().clamp_min(1e-20)
         load, log_n = joint.sum(0), math.log(len(self.experts))
@@ -106,16 +123,18 @@ class RoutingMeter:
             table=tuple(tuple(row) for row in (joint / per_domain.clamp_min(1e-20)).tolist()),
             load=tuple(load.tolist()),
             load_entropy=entropy / log_n,
-            decision_entropy=float(self._entropy) / max(int(self._units), 1) / log_n,
+            decision_entropy=float(self._entropy) / max(int(units.sum()), 1) / log_n,
             effective_experts=math.exp(entropy),
-            max_violation=float(load.max() * len(self.experts) - 1),
+            max_violation=max(0.0, float(load.max() * len(self.experts) - 1)),
             dead=tuple(
                 name
                 for name, share in zip(self.experts, load.tolist(), strict=True)
                 if share < DEAD_SHARE / len(self.experts)
             ),
             mutual_information=max(0.0, information),
-            units=int(self._units),
+            units=int(units.sum()),
+            unsure=int(unsure.sum()) / max(int(units.sum()), 1),
+            domain_unsure=tuple((unsure / units.clamp_min(1)).tolist()),
         )
 
 

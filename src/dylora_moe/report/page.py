@@ -1,11 +1,21 @@
 """Sections -> a page of HTML."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dylora_moe.report.wording import left_out, visible
+
+_NOT_MEASURED = "not measured"
+_DECISIONS = {
+    "grow": "a new skill, so a new expert, {expert}",
+    "extend": "a known skill that its expert did badly, so {expert} was trained further",
+    "reuse": "a known skill, so {expert} answers it as it is",
+}
+# The strongest colour of a cell, in percent over the page: text keeps a contrast of 4.5 to 1, light and dark.
+_FULL_COLOUR = 50
 
 
 def render_data(view: Mapping[str, Any]) -> str:
@@ -17,9 +27,77 @@ def render_data(view: Mapping[str, Any]) -> str:
     return _render("Data", [_TEMPLATES.get_template("data.html").render(view)])
 
 
+def render_stream(record: Mapping[str, Any]) -> str:
+    """A page of a stream of skills: every decision, what was kept and forgotten, and who answers what.
+
+    Args:
+        record: `run` and `base_model`, names; `stages`, each with its `skill`, its `decision` (`kind`, one of grow,
+            extend and reuse, `expert`, `reason` and `numbers`, name -> number) and its `figures`, a `StageFigures`;
+            and `summary`, a `StreamSummary`. All as JSON has them.
+    """
+    return _render("Skills", [_TEMPLATES.get_template("stream.html").render(record)])
+
+
 def _render(title: str, sections: Sequence[str]) -> str:
     """Sections are HTML, in which their templates have escaped what came from data."""
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections)
+
+
+def _decided(decision: Mapping[str, Any]) -> str:
+    text = _DECISIONS.get(decision["kind"], "{kind}, {expert}")
+    return text.format(kind=decision["kind"], expert=decision["expert"] or "no expert")
+
+
+def _figure(value: float | str | None, places: int | None = None) -> str:
+    """A number with that many decimals, or with four digits; what is no number stays as it is."""
+    if value is None:
+        return _NOT_MEASURED
+    if isinstance(value, (bool, str)) or not math.isfinite(value):
+        return str(value)
+    if places is not None:
+        return f"{value:,.{places}f}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _change(value: float | None, places: int, missing: str = _NOT_MEASURED) -> str:
+    """A difference with its sign; zero has none, however it came about."""
+    if value is None or not math.isfinite(value):
+        return missing if value is None else str(value)
+    rounded = round(value, places)
+    return f"{rounded:+.{places}f}" if rounded else f"{0:.{places}f}"
+
+
+def _points(value: float | None) -> str:
+    """A difference of two shares in percentage points."""
+    return _change(None if value is None else 100 * value, 1)
+
+
+def _share(value: float | None, missing: str = _NOT_MEASURED) -> str:
+    return missing if value is None else f"{value:.1%}"
+
+
+def _shade(value: float | None) -> str:
+    """The style of a cell that holds a share of 0 to 1."""
+    return _colour("var(--bar)", value or 0.0)
+
+
+def _shade_change(value: float | None, learned: float | None, full: float) -> str:
+    """The style of a cell by what became of its value since it was learned.
+
+    Args:
+        value: In the cell.
+        learned: Right after the skill was learned.
+        full: The change for the better that has the full colour; negative where lower is better.
+    """
+    if value is None or learned is None:
+        return _colour("var(--bar)", 0.0)
+    better = (value - learned) / full
+    return _colour("var(--bar)" if better > 0 else "darkorange", abs(better))
+
+
+def _colour(colour: str, strength: float) -> str:
+    percent = _FULL_COLOUR * min(strength, 1.0) if math.isfinite(strength) else _FULL_COLOUR
+    return f"background: color-mix(in srgb, {colour} {percent:.1f}%, transparent)"
 
 
 _TEMPLATES = Environment(
@@ -30,3 +108,5 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters |= {"left_out": left_out, "visible": visible, "count": "{:,}".format, "percent": "{:.0%}".format}
+_TEMPLATES.filters |= {"figure": _figure, "change": _change, "points": _points, "share": _share, "decided": _decided}
+_TEMPLATES.filters |= {"shade": _shade, "shade_change": _shade_change}

@@ -104,6 +104,11 @@ class SkillLibrary:
                 )
         return replace(self, skills={**self.skills, name: skill})
 
+    def with_loss(self, name: str, loss: float) -> "SkillLibrary":
+        """With another loss of a skill, as measured once it was learned."""
+        skill = self.skills[name]
+        return replace(self, skills={**self.skills, name: replace(skill, record=replace(skill.record, loss=loss))})
+
     def without_skill(self, name: str) -> "SkillLibrary":
         """With one skill less."""
         return replace(self, skills={other: skill for other, skill in self.skills.items() if other != name})

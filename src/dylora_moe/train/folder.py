@@ -28,7 +28,7 @@ _HARMLESS = {
     "dataloader_pin_memory",
 }
 # Of an unfinished run: it has only its lines of metrics elsewhere.
-_HARMLESS_UNFINISHED = _HARMLESS | {"logging_steps"}
+_LINES_ELSEWHERE = {"logging_steps"}
 
 
 def settle_here(config: RunConfig) -> RunConfig:
@@ -42,8 +42,13 @@ def settle_here(config: RunConfig) -> RunConfig:
     return settle(config, machine, stored)
 
 
+def fetch_nothing(name: str) -> Path:
+    """For runs that never begin from an artifact."""
+    raise RunError(f"wandb_checkpoint_artifact must not be given here, got {name}.")
+
+
 def find_start(
-    run: RunDir, config: RunConfig, tell: Callable[[str], None], fetch: Callable[[str], Path]
+    run: RunDir, config: RunConfig, tell: Callable[[str], None], fetch: Callable[[str], Path] = fetch_nothing
 ) -> Path | None:
     """The checkpoint to go on from, None to begin; what is wrong with newer ones is told.
 
@@ -87,7 +92,7 @@ def _check_unfinished(run: RunDir, config: RunConfig) -> None:
             f"a run folder must be new or empty, and {run.path} holds something else. "
             "Move or delete it, or choose another --run_name; nothing was changed."
         )
-    if changed := _differences(stored, config, harmless=_HARMLESS_UNFINISHED):
+    if changed := differences(stored, config, also_harmless=_LINES_ELSEWHERE):
         raise RunError(
             f"{run.path} holds an unfinished run with other settings: {changed}. Go on with its own, or choose another "
             "--run_name; nothing was changed."
@@ -104,7 +109,7 @@ def _check_given(checkpoint: Path, config: RunConfig) -> Path:
         raise RunError(
             f"resume must be auto, never or the folder of a sound checkpoint, and {checkpoint} is none: {fault}."
         )
-    if changed := _differences(read_config(RunDir(checkpoint / RUN)), config, harmless=_HARMLESS_UNFINISHED):
+    if changed := differences(read_config(RunDir(checkpoint / RUN)), config, also_harmless=_LINES_ELSEWHERE):
         raise RunError(f"the checkpoint {checkpoint} is of a run with other settings: {changed}. Go on with its own.")
     return checkpoint
 
@@ -115,13 +120,13 @@ def finished_result(run: RunDir, config: RunConfig) -> dict[str, Any]:
     Raises:
         RunError: It had other settings.
     """
-    if changed := _differences(read_config(run), config, harmless=_HARMLESS):
+    if changed := differences(read_config(run), config):
         raise RunError(f"{run.path} holds a finished run with other settings: {changed}. Choose another --run_name.")
     return {**run.read(RESULT), "already_finished": True}
 
 
-def _differences(there: RunConfig, here: RunConfig, *, harmless: Collection[str]) -> str:
+def differences(there: RunConfig, here: RunConfig, *, also_harmless: Collection[str] = ()) -> str:
     """Settings with other values, as text; empty where there is none that matters."""
-    names = [name for name in RunConfig.model_fields if name not in harmless]
+    names = [name for name in RunConfig.model_fields if name not in _HARMLESS and name not in also_harmless]
     changed = [name for name in names if getattr(there, name) != getattr(here, name)]
     return ", ".join(f"{name} {getattr(there, name)!r} there, {getattr(here, name)!r} here" for name in changed)

@@ -52,7 +52,17 @@ class Stages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a run trains with."""
+    """What a run trains with.
+
+    Attributes:
+        config: Its settings.
+        run: Its folder.
+        base: The base as loaded.
+        data: What it learns, and is measured on.
+        model: The mixture on the base.
+        head: Of the base.
+        expert: The one expert that learns, whatever the router says; None for all of them under the router.
+    """
 
     config: RunConfig
     run: RunDir
@@ -60,6 +70,7 @@ class Session:
     data: DataBundle
     model: DyLoraModel
     head: Head
+    expert: str | None = None
 
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
@@ -67,9 +78,7 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     registry = registry_of(config.data_registry)
     for dataset in config.datasets:  # a typo costs no download
         check_path(parse_dataset_spec(dataset, registry), registry)
-    dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
-    base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
-    set_template(base.tokenizer, config.chat_template)
+    base = load_run_base(config, stages)
     data = build_run_data(config, base.tokenizer, tell=stages.console.print)
     stages.data(data)
     _check_metric(config, data.domains)
@@ -79,19 +88,37 @@ def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
 
 
-def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
-    """The mixture on its base, experts untrained, in training mode."""
-    targets = config.target_modules
+def load_run_base(config: RunConfig, stages: Stages) -> LoadedBase:
+    """The base of a run, its tokenizer with the template of the run."""
+    dtype = base_dtype(bf16=config.bf16, fp16=config.fp16)
+    base = load_base(config.base_model, dtype=dtype, load_in_4bit=config.load_in_4bit, progress=stages.console.print)
+    set_template(base.tokenizer, config.chat_template)
+    return base
+
+
+def expert_config(config: RunConfig) -> ExpertConfig:
+    """The shape of an expert of a run."""
+    return ExpertConfig(
+        rank=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=config.target_modules,
+    )
+
+
+def build_model(config: RunConfig, base: LoadedBase, experts: Sequence[str] | None = None) -> DyLoraModel:
+    """The mixture on its base, experts untrained, in training mode.
+
+    Args:
+        config: Of the run.
+        base: To build on; changed in place.
+        experts: Their names; numbered ones when not given.
+    """
     model = DyLoraModel(
         base.model,
-        [f"expert_{index}" for index in range(config.num_experts)],
-        expert_config=ExpertConfig(
-            rank=config.lora_r,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
-            target_modules=targets,
-        ),
+        experts or [f"expert_{index}" for index in range(config.num_experts)],
+        expert_config=expert_config(config),
         routing=RoutingConfig(
             granularity=config.granularity,
             router_scope=config.router_scope,
@@ -99,6 +126,8 @@ def build_model(config: RunConfig, base: LoadedBase) -> DyLoraModel:
             top_k=config.top_k,
             temperature=config.temperature,
             execution=config.execution,
+            router="prototype" if config.mode == "continual" else "linear",
+            unsure=config.unsure_answer,
         ),
     )
     return model.train()
@@ -145,6 +174,7 @@ def build_trainer(
         patience=config.early_stopping_patience,
         load_best=config.load_best_model_at_end,
         record_routing=record_routing,
+        expert=session.expert,
         keeper=Keeper(
             run / CHECKPOINTS,
             keep=config.save_total_limit,
@@ -160,7 +190,7 @@ def build_trainer(
 
 def calibrate_router(session: Session) -> None:
     """Show the router a sample of training rows of every domain, so that it starts with centred features."""
-    if not session.model.routers:
+    if not session.model.routers or session.model.routing_config.router != "linear":
         return
     data, size = session.data, session.config.eval_batch_size
     rows = []

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class RoutedTrainer(Trainer):
             `args` names.
         patience: Evaluations in a row without a new best one after which to stop.
         load_best: End with the weights of the best evaluation.
+        expert: The one that learns, once it is mature by itself; None for all of them under the router.
         record_routing: Takes the step, `train` or `validation`, and how tokens were routed since last time.
         keeper: Writes the checkpoints.
         stop: Says when to end early.
@@ -88,6 +89,7 @@ class RoutedTrainer(Trainer):
         schedule: Callable[[int, int], Callable[[int], float]] | None,
         patience: int | None,
         load_best: bool,
+        expert: str | None,
         record_routing: Callable[[int, str, RoutingReport], None],
         keeper: Keeper,
         stop: StopSignals,
@@ -112,7 +114,7 @@ class RoutedTrainer(Trainer):
         self.head, self.evaluator = head, evaluator
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
         self.router_learning_rate, self.schedule = router_learning_rate, schedule
-        self.patience, self.load_best = patience, load_best
+        self.patience, self.load_best, self.expert = patience, load_best, expert
         self.record_routing, self.keeper, self.stop, self.tell = record_routing, keeper, stop, tell
         self._checkpoint: Checkpoint | None = None
         self.figures = StepFigures(
@@ -255,7 +257,8 @@ class RoutedTrainer(Trainer):
         """Language loss per labelled token of the optimizer step, plus the weighted losses on routing."""
         domain = inputs.pop("domain")
         labels = inputs["labels"]
-        nll = self.head.nll(model(hidden_only=True, token_mask=domain != NO_DOMAIN, **inputs), labels)
+        with self._alone():
+            nll = self.head.nll(model(hidden_only=True, token_mask=domain != NO_DOMAIN, **inputs), labels)
         count = nll.numel() if num_items_in_batch is None else num_items_in_batch
         language = nll.sum() / count
         routed, load = self.routed, self._load
@@ -265,6 +268,12 @@ class RoutedTrainer(Trainer):
             extra = extra * load.weigh(routed.decisions)
         self.figures.add(domain, inputs.get("position_ids"), routed.decisions, auxiliary)
         return language + extra / self.current_gradient_accumulation_steps
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside the block the expert that learns answers alone, but for its immature time among the others."""
+        if self.expert is None or any(expert.maturity < 1 for expert in self.routed.experts):
+            return nullcontext()
+        return self.routed.forced(self.expert)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm: Any = super()._clip_grad_norm(model)

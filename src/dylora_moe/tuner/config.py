@@ -8,6 +8,8 @@ from dylora_moe.errors import ConfigError
 
 Granularity = Literal["token", "sequence"]
 RouterScope = Literal["shared", "per_layer"]
+RouterKind = Literal["linear", "prototype"]
+Unsure = Literal["base", "dense"]
 Execution = Literal["auto", "reference", "bottleneck", "rowwise", "grouped"]
 
 
@@ -24,6 +26,12 @@ class RoutingConfig:
 
     router_scope: RouterScope = "shared"
     """`shared`: one router at the tap, its decision used by every layer above; `per_layer`: one router a layer."""
+
+    router: RouterKind = "linear"
+    """`linear`: a learned map; `prototype`: the nearest of the known skills, from their statistics."""
+
+    unsure: Unsure = "base"
+    """Prototype router: what answers where no skill is near enough, the base alone or all experts together."""
 
     tap_layer: int = 0
     """Index of the decoder layer whose input the router reads. Layers below it carry no adapter."""
@@ -43,6 +51,8 @@ class RoutingConfig:
     def __post_init__(self) -> None:
         _one_of("granularity", self.granularity, get_args(Granularity))
         _one_of("router_scope", self.router_scope, get_args(RouterScope))
+        _one_of("router", self.router, get_args(RouterKind))
+        _one_of("unsure", self.unsure, get_args(Unsure))
         _one_of("execution", self.execution, get_args(Execution))
         _at_least("tap_layer", self.tap_layer, 0)
         _at_least("top_k", self.top_k, 1)
@@ -51,6 +61,18 @@ class RoutingConfig:
             raise ConfigError(
                 f"temperature must be above 0, got {self.temperature}. 1.0 leaves the logits as they are."
             )
+        if self.router == "prototype":
+            self._check_prototype()
+
+    def _check_prototype(self) -> None:
+        """One decision a document, shared by all layers: what statistics of prompts at the tap can say."""
+        wanted = {"granularity": "sequence", "router_scope": "shared", "top_k": 1}
+        for name, value in wanted.items():
+            got = getattr(self, name)
+            if got != value:
+                raise ConfigError(
+                    f"router prototype needs {name} {value}, got {got}. Set {name} to {value}, or router to linear."
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""

@@ -211,6 +211,8 @@ def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) 
     config = LoraConfig(**model.peft_model.peft_config[name].to_dict())
     config.base_model_name_or_path = base_name
     config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # type: ignore[assignment]  # a set is written in any order
     config.save_pretrained(str(folder))
 
 

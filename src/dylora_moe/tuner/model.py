@@ -6,7 +6,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from peft import LoraConfig, PeftModelForCausalLM
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.auxiliary import AuxiliaryLosses, BatchLoad, LoadWindow, auxiliary_losses
-from dylora_moe.tuner.config import ExpertConfig, RoutingConfig
+from dylora_moe.tuner.config import Execution, ExpertConfig, RoutingConfig
 from dylora_moe.tuner.inspect import check_name, check_reach, decoder_layers, layer_index, lora_config
+from dylora_moe.tuner.prototype import PrototypeRouter, Router
 from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.router import LinearRouter
 from dylora_moe.tuner.routing import Decision, RoutingState
@@ -224,9 +227,15 @@ class DyLoraModel(nn.Module):
 
         Args:
             batches: inputs of the model, without domain; a few thousand tokens, or a hundred documents, are enough.
+
+        Raises:
+            TunerError: the router is made of prototypes, which have nothing to calibrate.
         """
+        if self.routing_config.router == "prototype":
+            raise TunerError("only a linear router is calibrated; give a prototype router its skills: set_prototypes.")
         features = self.router_features(batches)
         for key, router in self._routers().items():
+            assert isinstance(router, LinearRouter)
             router.calibrate(features[key])
             router.seed_from(features[key])
 
@@ -336,6 +345,32 @@ class DyLoraModel(nn.Module):
             raise TunerError(f"maturity must be between 0 and 1, got {maturity} for expert {name!r}.")
         self._experts[name] = replace(self._require(name), maturity=maturity)
 
+    def set_prototypes(
+        self, projection: ArrayLike, centres: ArrayLike, radii: ArrayLike, expert_of_skill: Sequence[str]
+    ) -> None:
+        """Route by these skills from now on, in the place of those before. One expert alone serves all, unrouted.
+
+        Args:
+            projection: (features, dimensions), from features at the tap, of unit root mean square, to where the skills
+                differ.
+            centres: (skills, dimensions), the skills there.
+            radii: (skills,), the distance from its centre up to which a prompt is surely of the skill.
+            expert_of_skill: The name of the expert that serves each skill. An expert may serve several, or none.
+
+        Raises:
+            TunerError: the router is not of prototypes, there is no such expert, or the arrays do not fit.
+        """
+        if self.routing_config.router != "prototype":
+            raise TunerError(
+                f"set_prototypes needs router prototype, got {self.routing_config.router}. Make the model with it."
+            )
+        numbers = [self.expert_names.index(self._require(name).name) for name in expert_of_skill]
+        arrays = (projection, centres, radii)
+        space, places, reach = (torch.as_tensor(np.asarray(array), dtype=torch.float32) for array in arrays)
+        for router in self._routers().values():
+            assert isinstance(router, PrototypeRouter)
+            router.set_skills(projection=space, centres=places, radii=reach, expert_of_skill=numbers)
+
     @contextmanager
     def _reading(
         self, labels: Tensor | None, prompt: Tensor | None, real: Tensor | None, inputs: dict[str, Any]
@@ -375,8 +410,18 @@ class DyLoraModel(nn.Module):
             self.peft_model.add_adapter(name, config)
         self._experts[name] = Expert(name=name)
 
-    def _routers(self) -> dict[int | None, LinearRouter]:
+    def _routers(self) -> dict[int | None, Router]:
         return {None if key == "shared" else int(key): router for key, router in self.routers.items()}  # type: ignore[misc]
+
+    @property
+    def _execution(self) -> Execution:
+        """Of the adapted Linears.
+
+        A prototype router promises an old expert's answers bit for bit while other rows of the batch go elsewhere.
+        Grouped products round otherwise for groups of another size, in 1 to 5 of 20 draws; those of a row never.
+        """
+        wanted, by_rows = self.routing_config.execution, self.routing_config.router == "prototype"
+        return "rowwise" if wanted == "auto" and by_rows else wanted
 
     def _build_routers(self) -> None:
         """Routers for two experts or more, freshly drawn, and the hooks that feed them."""
@@ -385,9 +430,10 @@ class DyLoraModel(nn.Module):
         if len(self._experts) > 1:
             width = int(self.config.get_text_config().hidden_size)
             shared = self.routing_config.router_scope == "shared"
+            router_class = PrototypeRouter if self.routing_config.router == "prototype" else LinearRouter
             keys = ["shared"] if shared else [str(index) for index in range(self._tap_start, len(layers))]
             for key in keys:
-                self.routers[key] = LinearRouter(width, len(self._experts)).to(self.device)
+                self.routers[key] = router_class(width, len(self._experts)).to(self.device)
         self.tap.remove()
         decoder = self.lm.get_decoder()
         self.tap = Tap(decoder, layers, self._routers(), self.routing_config, self.state, self._is_dense)
@@ -402,5 +448,5 @@ class DyLoraModel(nn.Module):
                 index,
                 names=self.expert_names,
                 frozen=frozenset(expert.name for expert in self.experts if expert.frozen),
-                execution=self.routing_config.execution,
+                execution=self._execution,
             )

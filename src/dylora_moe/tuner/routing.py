@@ -60,7 +60,7 @@ class Decision:
     experts: Int[Tensor, "units top_k"] | None
     """Chosen experts, best first; None under dense collaboration, where all contribute."""
     weights: Float[Tensor, "units chosen"]
-    """Weight of each chosen expert (chosen = top_k), or of every expert when dense."""
+    """Weight of each chosen expert (chosen = top_k), or of every expert when dense; 0 where the base answers."""
     valid: Bool[Tensor, " units"]
     """False for padding: such units never count in a loss or a statistic."""
     unit_of_token: Int[Tensor, " tokens"] | None
@@ -71,6 +71,8 @@ class Decision:
     """Sorted tokens for the sparse executions; None when dense."""
     slot_weights: Float[Tensor, " slots"] | None
     """Weight of each sorted slot, gathered once for all Linears; None when dense."""
+    sure: Bool[Tensor, " units"] | None = None
+    """Whether a skill is near enough to each unit; None where the router does not say."""
 
     @property
     def num_experts(self) -> int:
@@ -96,7 +98,7 @@ class Decision:
         return empty.scatter(1, experts, weights)
 
     def load(self) -> Float[Tensor, "units experts"]:
-        """Weight that each valid unit gives to each expert, detached; rows sum to 1, padding rows to 0."""
+        """Weight that each valid unit gives to each expert, detached; rows sum to 1, of padding and the base to 0."""
         load = torch.zeros_like(self.probs)
         if self.experts is None:
             load = self.weights.detach()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
-from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
+from dylora_moe.tuner.prototype import PrototypeRouter, Router, mixed_gates
+from dylora_moe.tuner.router import dense_gates, sparse_gates
 from dylora_moe.tuner.routing import Decision, Layout, RoutingState, make_dispatch
 
 
@@ -111,7 +112,7 @@ class Tap:
         self,
         decoder: nn.Module,
         layers: nn.ModuleList,
-        routers: Mapping[int | None, LinearRouter],
+        routers: Mapping[int | None, Router],
         config: RoutingConfig,
         state: RoutingState,
         is_dense: Callable[[], bool],
@@ -122,7 +123,7 @@ class Tap:
         self._real: Tensor | None = None
         self._generating, self._prompt_length = False, None
         self._filled_cache: Any = None
-        self._kept: WeakKeyDictionary[Any, dict[int | None, Tensor]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Any, dict[int | None, tuple[Tensor, Tensor | None]]] = WeakKeyDictionary()
         self._handles = [
             decoder.register_forward_pre_hook(self._start, with_kwargs=True),
             decoder.register_forward_hook(self._finish, always_call=True),
@@ -200,7 +201,7 @@ class Tap:
         has_prompt = (members & prompt[:, None, :]).any(-1).gather(1, document)
         return torch.where(has_prompt, prompt, prefix)
 
-    def _hook(self, key: int | None, router: LinearRouter) -> Callable[..., None]:
+    def _hook(self, key: int | None, router: Router) -> Callable[..., None]:
         def decide(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             layout = self.state.layout
             if layout is None:
@@ -218,18 +219,19 @@ class Tap:
 
         return decide
 
-    def _decide(self, key: int | None, router: LinearRouter, features: Tensor, layout: Layout) -> Decision:
+    def _decide(self, key: int | None, router: Router, features: Tensor, layout: Layout) -> Decision:
         batch, tokens, width = features.shape
         rows = torch.arange(batch, device=features.device)
         if self.config.granularity == "token":
-            logits, valid = router(features.reshape(-1, width)), layout.valid.reshape(-1)
+            logits, valid, sure = router(features.reshape(-1, width)), layout.valid.reshape(-1), None
             row_of_unit, unit_of_token = rows.repeat_interleave(tokens), None
         else:
-            logits, valid = self._document_logits(key, router, features, layout)
+            logits, valid, sure = self._judge_documents(key, router, features, layout)
             per_row = logits.shape[0] // batch
             row_of_unit = rows.repeat_interleave(per_row)
             unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
-        return make_decision(logits, valid, row_of_unit, unit_of_token, self.config, dense=self.is_dense())
+        dense = self.is_dense()
+        return make_decision(logits, valid, row_of_unit, unit_of_token, self.config, dense=dense, sure=sure)
 
     def _units(self, features: Tensor, layout: Layout) -> Tensor:
         """What the router reads, (units, features), padding left out."""
@@ -238,25 +240,30 @@ class Tap:
         pooled, exists = pool_prompts(features, layout)
         return pooled[exists]
 
-    def _document_logits(
-        self, key: int | None, router: LinearRouter, features: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of each document; those made at prefill when the cache already holds tokens."""
+    def _judge_documents(
+        self, key: int | None, router: Router, features: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of each document, which exist, and which are sure; as made at prefill once the cache holds tokens."""
         if self._filled_cache is not None:
             kept = self._kept.get(self._filled_cache)
-            if kept is None or kept[key].shape[0] != features.shape[0]:
+            if kept is None or kept[key][0].shape[0] != features.shape[0]:
                 raise TunerError(
                     "the cache holds tokens that this model did not route in a batch of "
                     f"{features.shape[0]} rows. Start from an empty cache, so that the decision is made at prefill."
                 )
-            return kept[key], torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+            logits, sure = kept[key]
+            return logits, torch.ones(features.shape[0], dtype=torch.bool, device=features.device), sure
         pooled, exists = pool_prompts(features, layout)
-        return router(pooled), exists
+        if isinstance(router, PrototypeRouter):
+            logits, sure = router.judge(pooled)
+            return logits, exists, sure
+        return router(pooled), exists, None
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and self.config.granularity == "sequence" and self.state.decisions:
-            self._kept[cache] = {key: decision.logits.detach() for key, decision in self.state.decisions.items()}
+            made = self.state.decisions.items()
+            self._kept[cache] = {key: (decision.logits.detach(), decision.sure) for key, decision in made}
         self.state.layout = self._filled_cache = None
 
 
@@ -268,14 +275,29 @@ def make_decision(
     config: RoutingConfig,
     *,
     dense: bool,
+    sure: Bool[Tensor, " units"] | None = None,
 ) -> Decision:
-    """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert."""
+    """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert.
+
+    Args:
+        logits: Float32.
+        valid: False for padding.
+        row_of_unit: Row of the batch that each unit belongs to.
+        unit_of_token: Unit that decides for each token; None when every token is its own unit.
+        config: Says how many experts contribute, and what answers for units that are not sure.
+        dense: All experts contribute to every unit.
+        sure: Whether each unit is near enough to a skill; None where the router does not say.
+    """
     probs = logits.softmax(-1)
     experts = dispatch = slot_weights = None
     if dense:
         weights = dense_gates(logits, config.temperature)
+    elif sure is not None and config.unsure == "dense" and bool((valid & ~sure).any()):
+        weights = mixed_gates(logits, sure, config.temperature)
     else:
         experts, weights = sparse_gates(logits, probs, config.top_k)
+        if sure is not None and config.unsure == "base":
+            weights = weights * sure[:, None]
         of_token, token_weights = experts, weights
         if unit_of_token is not None:
             of_token, token_weights = experts.index_select(0, unit_of_token), weights.index_select(0, unit_of_token)
@@ -291,4 +313,5 @@ def make_decision(
         row_of_unit=row_of_unit,
         dispatch=dispatch,
         slot_weights=slot_weights,
+        sure=sure,
     )

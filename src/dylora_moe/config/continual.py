@@ -1,0 +1,146 @@
+"""Settings of a stream of skills: which, when an expert is added for one, and who answers what."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from dylora_moe.config.advice import Advice
+
+Mode = Literal["joint", "continual"]
+Action = Literal["reuse", "extend", "grow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkillSpec:
+    """One entry of `skills` where a data set alone does not say enough.
+
+    Attributes:
+        skill: Its name; default: the domain of its first data set.
+        datasets: Entries as in `datasets`, learned together.
+        decision: What to do with it, whatever the novelty test says: `reuse`, `extend` or `grow`.
+        lora_r: Rank of its expert, where it gets one; default: that of the run.
+        lora_alpha: Of its expert; default: in proportion to the rank.
+    """
+
+    skill: str | None = None
+    datasets: tuple[Any, ...] = ()
+    decision: Action | None = None
+    lora_r: int | None = None
+    lora_alpha: float | None = None
+
+
+SKILL_KEYS = tuple(field.name for field in fields(SkillSpec))
+
+
+class ContinualSettings(BaseModel, use_attribute_docstrings=True):
+    """How skills are learned one after the other."""
+
+    mode: Annotated[Mode, Advice(note="joint learns datasets, continual learns skills.")] = "joint"
+    """All data at once, or skills one after the other, with a new expert where a skill is new."""
+
+    skills: Annotated[
+        tuple[str | dict[str, Any], ...],
+        Advice(
+            values="a list of names, paths, patterns such as incoming/*, or mappings",
+            note="Only with mode: continual. Entries may be added at the end of the list later: the same command goes "
+            "on. docs/continual.md has the keys of a mapping.",
+        ),
+    ] = ()
+    """Skills in the order in which they come: data sets as in datasets, or mappings (skill, datasets, decision, lora_r,
+    lora_alpha). As a flag: a,b,c."""
+
+    allow_expert_growth: Annotated[
+        bool | None,
+        Advice(note="Without it every skill after the first goes to the nearest expert, reused or trained further."),
+    ] = None
+    """Add an expert where a skill is new. Not given: yes with mode: continual, no with joint."""
+
+    max_experts: Annotated[
+        int | None,
+        Advice(
+            unit="experts",
+            more="room for more skills, one adapter of memory each",
+            less="less memory, skills that have to share",
+            note="Only with mode: continual.",
+        ),
+    ] = Field(default=None, ge=1)
+    """Most experts that a stream may grow to; no limit when not given."""
+
+    novelty_detector: Annotated[
+        Literal["two_sample", "mahalanobis", "cosine"],
+        Advice(note="cosine is the rule of the first design, for comparison: it misses most new skills (docs/log.md)."),
+    ] = "two_sample"
+    """How prompts are compared with those of known skills."""
+
+    false_growth_rate: Annotated[
+        float,
+        Advice(
+            unit="share of decisions",
+            low=0.001,
+            high=0.05,
+            more="fewer new skills that are missed, more experts for skills that are known",
+            less="fewer experts for skills that are known, small differences overlooked",
+            note="Of two_sample, whose threshold is calibrated to it.",
+        ),
+    ] = Field(default=0.01, gt=0, lt=0.5)
+    """Share of the repeats of a known skill that may be taken for new."""
+
+    feature_rows: Annotated[
+        int,
+        Advice(
+            unit="prompts",
+            low=100,
+            high=1000,
+            more="surer decisions and routing, a larger library",
+            less="a smaller library, decisions that chance moves",
+        ),
+    ] = Field(default=200, ge=20)
+    """Prompts of each skill whose features are read, compared and kept."""
+
+    served_share: Annotated[
+        float,
+        Advice(
+            low=0.5,
+            high=0.95,
+            more="more training of what is known",
+            less="more that is left as it is",
+            note="An expert lowers the base's loss by so much on its own validation rows; a sample of which it lowers "
+            "the loss by this share of that is served by it.",
+        ),
+    ] = Field(default=0.7, gt=0)
+    """Part of an expert's gain at home from which on it does new data well enough to be reused."""
+
+    unsure_rate: Annotated[
+        float,
+        Advice(
+            unit="share of prompts",
+            low=0.001,
+            high=0.1,
+            more="more foreign prompts that are left to unsure_answer, and more of one's own",
+            less="fewer of one's own prompts refused, and fewer foreign ones",
+        ),
+    ] = Field(default=0.01, gt=0, lt=0.5)
+    """Share of prompts of known skills that the router may call unknown: its confidence is one minus this."""
+
+    unsure_answer: Annotated[Literal["base", "dense"], Advice(note="dense mixes all experts by their nearness.")] = (
+        "base"
+    )
+    """Who answers prompts that are like no known skill's."""
+
+    maturity_ratio: Annotated[
+        float,
+        Advice(
+            unit="share of the steps",
+            high=0.5,
+            more="longer help of the old experts, slower steps",
+            less="an expert that stands alone sooner",
+        ),
+    ] = Field(default=0.0, ge=0, le=1)
+    """Share of a new expert's steps in which it is immature: all experts work together, less and less, until it is
+    mature and works alone."""
+
+    warm_start: Annotated[
+        bool, Advice(note="Needs the same rank and targets as the nearest expert; otherwise it starts from nothing.")
+    ] = False
+    """Begin a new expert with the weights of the nearest one."""

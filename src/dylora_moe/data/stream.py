@@ -1,0 +1,119 @@
+"""Entries of `skills` -> skills by name, each with the data sets that it is learned from."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from dylora_moe.config import SKILL_KEYS, DatasetSpec, SkillSpec
+from dylora_moe.config.continual import Action
+from dylora_moe.config.spelling import did_you_mean, nearest
+from dylora_moe.data.registry import REGISTRY, DataSource
+from dylora_moe.data.source_reader import SourceReader
+from dylora_moe.data.sources import check_path, parse_dataset_spec
+from dylora_moe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill:
+    """One skill of a stream.
+
+    Attributes:
+        name: Its own.
+        datasets: What it is learned from, each with the name as its domain.
+        decision: What the recipe says to do with it; None leaves it to the novelty test.
+        rank: Of its expert, where the recipe says so.
+        alpha: Of its expert, where the recipe says so.
+    """
+
+    name: str
+    datasets: tuple[dict[str, Any], ...]
+    decision: Action | None = None
+    rank: int | None = None
+    alpha: float | None = None
+
+
+def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] = REGISTRY) -> tuple[Skill, ...]:
+    """The skills of a stream in their order, patterns replaced by the files and folders that they match.
+
+    Raises:
+        DataError: An entry that cannot be read, a pattern that matches nothing, or two skills of one name.
+    """
+    skills = [_parse(value, registry) for entry in entries for value in _expand(entry)]
+    seen: dict[str, Skill] = {}
+    for skill in skills:
+        if skill.name in seen:
+            raise DataError(
+                f"skills must have different names, got {skill.name!r} twice. Name one of them otherwise, such as "
+                f"{{skill: {skill.name}_2, datasets: [...]}}; the same data twice teaches nothing new."
+            )
+        seen[skill.name] = skill
+    return tuple(skills)
+
+
+def is_pattern(entry: str) -> bool:
+    """True for what stands for all files and folders that it matches, such as `incoming/*`."""
+    return glob.has_magic(entry)
+
+
+def is_skill_mapping(entry: Mapping[str, Any]) -> bool:
+    """True for a mapping with the keys of `SkillSpec`, false for one data set."""
+    return bool(set(entry) & {"skill", "datasets"})
+
+
+def _expand(entry: object) -> list[object]:
+    if not isinstance(entry, str) or not is_pattern(entry):
+        return [entry]
+    found = sorted(glob.glob(str(Path(entry).expanduser())))
+    if not found:
+        raise DataError(f"A pattern in skills must match files or folders, got {entry!r}, which matches none yet.")
+    return list(found)
+
+
+def _parse(entry: object, registry: Mapping[str, DataSource]) -> Skill:
+    spec = _as_spec(entry)
+    datasets = tuple(parse_dataset_spec(value, registry) for value in spec.datasets)
+    for dataset in datasets:
+        check_path(dataset, registry)
+    name = spec.skill or SourceReader(datasets[0], seed=0, registry=registry).domain
+    return Skill(
+        name=name,
+        datasets=tuple(_in_domain(dataset, name) for dataset in datasets),
+        decision=spec.decision,
+        rank=spec.lora_r,
+        alpha=spec.lora_alpha,
+    )
+
+
+def _as_spec(entry: object) -> SkillSpec:
+    if not isinstance(entry, Mapping) or not is_skill_mapping(entry):
+        return SkillSpec(datasets=(entry,))
+    for key in entry:
+        if key not in SKILL_KEYS:
+            hint, known = did_you_mean(nearest(str(key), SKILL_KEYS)), ", ".join(SKILL_KEYS)
+            raise DataError(f"a key of a skills entry must be one of {known}, got {key!r}. {hint}".strip())
+    spec = SkillSpec(**entry)
+    _check(spec, entry)
+    return SkillSpec(**{**entry, "datasets": tuple(spec.datasets)})
+
+
+def _check(spec: SkillSpec, entry: Mapping[str, Any]) -> None:
+    if not isinstance(spec.datasets, list | tuple) or not spec.datasets:
+        raise DataError(f"datasets of a skills entry must be a list of at least one data set, got {dict(entry)}.")
+    if spec.skill is not None and not (isinstance(spec.skill, str) and spec.skill.strip()):
+        raise DataError(f"skill of a skills entry must be a name, got {spec.skill!r}.")
+    if spec.decision is not None and spec.decision not in get_args(Action):
+        raise DataError(f"decision of a skill must be one of {', '.join(get_args(Action))}, got {spec.decision!r}.")
+    for key, kind in (("lora_r", int), ("lora_alpha", int | float)):
+        value = getattr(spec, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value <= 0):
+            raise DataError(f"{key} of a skill must be a number above 0, got {value!r}.")
+    if spec.lora_r is not None and spec.lora_r % 8:
+        raise DataError(f"lora_r of a skill must be a multiple of 8, got {spec.lora_r}.")
+
+
+def _in_domain(dataset: DatasetSpec, name: str) -> dict[str, Any]:
+    """As an entry of `datasets`, which a run can be told of; what is not set is left out."""
+    values = asdict(dataset) | {"domain": name}
+    return {key: value for key, value in values.items() if value is not None and value is not False}

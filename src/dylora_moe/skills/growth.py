@@ -1,0 +1,144 @@
+"""What to do about a skill that comes: reuse an expert, train it further, or grow a new one. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dylora_moe.skills.novelty import Novelty
+
+Kind = Literal["reuse", "extend", "grow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What an expert does to the loss, nats a token, on new data and on the validation rows of the skill it is for.
+
+    Attributes:
+        base: The base's on the new data.
+        expert: The expert's on the new data.
+        home_base: The base's on the expert's own skill.
+        home_expert: The expert's on its own skill, when it was learned.
+    """
+
+    base: float
+    expert: float
+    home_base: float
+    home_expert: float
+
+    @property
+    def share(self) -> float:
+        """The expert's gain on the new data over its gain at home, each a share of the base's loss there.
+
+        1 where it does the new data as well as its own, 0 where it does nothing for it; below 0 where it harms.
+        """
+        home = 1 - self.home_expert / self.home_base
+        return (1 - self.expert / self.base) / home if home > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a stream may do.
+
+    Attributes:
+        may_grow: Whether experts may be added at all.
+        max_experts: The most there may be; None for no limit.
+        served_share: `Losses.share` from which on an expert serves new data.
+    """
+
+    may_grow: bool
+    max_experts: int | None
+    served_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What is done about a skill, and why.
+
+    Attributes:
+        kind: `reuse` (nothing is trained), `extend` (the expert is trained further) or `grow` (a new expert).
+        expert: That serves the skill from now on; None for a new one.
+        nearest: The known skill that its prompts are most like; None for the first.
+        reason: In a sentence.
+        numbers: What it was decided by.
+    """
+
+    kind: Kind
+    expert: str | None
+    nearest: str | None
+    reason: str
+    numbers: Mapping[str, float]
+
+
+def decide(
+    novelty: Novelty,
+    *,
+    experts: Mapping[str, str],
+    losses: Losses | None,
+    limits: Limits,
+    wanted: Kind | None = None,
+    same_data: str | None = None,
+) -> Decision:
+    """Decide.
+
+    Args:
+        novelty: How the new prompts compare with those of known skills.
+        experts: Known skill -> its expert.
+        losses: Of the nearest skill's expert; None where no skill is known.
+        limits: What may be done.
+        wanted: What the recipe says, which is done whatever the numbers are.
+        same_data: The known skill that was learned from the very same rows, if there is one.
+    """
+    nearest = novelty.nearest
+    numbers = _numbers(novelty, losses)
+    if nearest is None or losses is None:
+        reason = "It is the first skill, so it gets an expert."
+        return Decision(kind="grow", expert=None, nearest=None, reason=reason, numbers=numbers)
+    if same_data is not None and wanted is None:
+        reason = f"Its rows are those of {same_data}, which is learned already."
+        return Decision(kind="reuse", expert=experts[same_data], nearest=same_data, reason=reason, numbers=numbers)
+    expert, count = experts[nearest], len(set(experts.values()))
+    served = losses.share >= limits.served_share
+    kind, reason = _choose(novelty, nearest, expert, losses, served)
+    if wanted is not None:
+        kind, reason = wanted, f"The recipe says {wanted}. By the numbers it would have been {kind}: {reason}"
+    elif kind == "grow" and (refusal := _refusal(limits, count)):
+        kind = "reuse" if served else "extend"
+        reason = f"{reason} But {refusal}, so expert {expert} of the nearest skill takes it."
+    chosen = None if kind == "grow" else expert
+    return Decision(kind=kind, expert=chosen, nearest=nearest, reason=reason, numbers=numbers)
+
+
+def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served: bool) -> tuple[Kind, str]:
+    distance = novelty.distances[nearest]
+    share = f"{losses.share:.0%} of what it gains at home"
+    if novelty.is_new:
+        seen = f"Its prompts differ from those of {nearest}, the nearest ({distance:.3f} > {novelty.threshold:.3f})"
+        if served:
+            return "reuse", f"{seen}, yet expert {expert} does it: {share}."
+        return "grow", f"{seen}, and expert {expert} gains {share} on it."
+    seen = f"Its prompts are like those of {nearest} ({distance:.3f} <= {novelty.threshold:.3f})"
+    if served:
+        return "reuse", f"{seen}, and expert {expert} does it: {share}."
+    return "extend", f"{seen}, but expert {expert} gains {share} only."
+
+
+def _refusal(limits: Limits, count: int) -> str:
+    if not limits.may_grow:
+        return "experts may not be added (allow_expert_growth)"
+    if limits.max_experts is not None and count >= limits.max_experts:
+        return f"there are {count} experts and max_experts is {limits.max_experts}"
+    return ""
+
+
+def _numbers(novelty: Novelty, losses: Losses | None) -> dict[str, float]:
+    numbers = {f"distance to {name}": distance for name, distance in novelty.distances.items()}
+    numbers["threshold"] = novelty.threshold
+    if losses is not None:
+        numbers |= {
+            "base loss": losses.base,
+            "expert loss": losses.expert,
+            "base loss at home": losses.home_base,
+            "expert loss at home": losses.home_expert,
+            "share of the gain at home": losses.share,
+        }
+    return numbers

@@ -1,0 +1,230 @@
+"""THE PAGE of a stream: skill after skill -> features, decision, training, library, figures, one commit."""
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter
+from transformers import set_seed
+
+from dylora_moe.config import RunConfig, to_yaml
+from dylora_moe.data.batching import pad_token_id
+from dylora_moe.data.build import build_run_data
+from dylora_moe.data.registry import registry_of
+from dylora_moe.data.stream import parse_skills
+from dylora_moe.evaluate.forgetting import summarise
+from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, RunDir
+from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, save_library
+from dylora_moe.skills.prototypes import fit_prototypes
+from dylora_moe.train.callbacks.mature import Mature
+from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.train.features import draw_prompts, read_features
+from dylora_moe.train.fitting import fit, tracking
+from dylora_moe.train.folder import find_start
+from dylora_moe.train.novelty import Arrival, check_rows, examine
+from dylora_moe.train.parameters import check_parameters, count_parameters
+from dylora_moe.train.session import Session, Stages, check_machine, expert_config
+from dylora_moe.train.stage_figures import make_evaluator, measure_base, measure_stage
+from dylora_moe.train.stopping import StopSignals
+from dylora_moe.train.stream import (
+    StageRecord,
+    Stream,
+    check_stream,
+    copy_model,
+    expert_name,
+    open_stream,
+    share_files,
+)
+from dylora_moe.train.trackers import check_trackers
+from dylora_moe.tuner.head import read_head
+
+
+def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[str, Any]:
+    """Learn the skills of a stream in their order, and return the result record.
+
+    Skills that the folder has learned already are left as they are, so that skills can be added later.
+
+    Raises:
+        DyLoraError: any bad setting, data, base or folder, before the work on a skill.
+        Stopped: A signal came; the same call goes on.
+    """
+    skills = parse_skills(config.skills, registry_of(config.data_registry))
+    run = RunDir(config.run_dir)
+    with run.locked():
+        records = check_stream(run, config, skills)
+        if run.is_finished and len(run.read(RESULT)["stages"]) == len(records) == len(skills):
+            return {**run.read(RESULT), "already_finished": True}
+        check_machine(config)
+        check_trackers(config.report_to)
+        stream = open_stream(config, run, skills, records, stages)
+        for place in range(len(skills)):
+            _read_data(stream, place, stages)
+        for place in range(len(records), len(skills)):
+            stages.tell(f"Skill {place + 1} of {len(skills)}: {skills[place].name}")
+            _learn(stream, place, stages, stop)
+        return _finish(stream)
+
+
+def _read_data(stream: Stream, place: int, stages: Stages) -> None:
+    """Rows of a skill; before any work on the first, so that a mistake in the last costs nothing."""
+    data = build_run_data(stream.stage_config(place), stream.base.tokenizer, tell=stages.tell)
+    if place < len(stream.records):
+        stream.check_data(place, data)
+    else:
+        check_rows(stream.skills[place], data)
+        stages.data(data)
+    stream.data[stream.skills[place].name] = data
+
+
+def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> None:
+    """One skill, from its features to its commit."""
+    skill, stage, config = stream.skills[place], stream.stage(place), stream.stage_config(place)
+    stage.write(CONFIG, to_yaml(config))
+    evaluator = make_evaluator(stream, skill.name, stages)
+    features = _read_features(stream, skill.name, stages)
+    arrival = _decide(stream, place, evaluator, features, stages)
+    decision = arrival.decision
+    stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
+    expert = decision.expert or _grow(stream, place, config)
+    for name in stream.model.expert_names:
+        stream.model.freeze_expert(name, frozen=name != expert)
+    library = stream.library.with_skill(_describe(stream, skill.name, expert, arrival, features))
+    _route(stream, library)
+    if decision.kind != "reuse" and not stage.is_finished:
+        _train(stream, place, config, expert, stages, stop)
+    stream.model.eval().freeze_expert(expert)
+    if decision.kind == "reuse":
+        stream.save(stage / FINAL)
+    _commit(stream, place, library, arrival, expert, evaluator, stages, stop)
+
+
+def _read_features(stream: Stream, skill: str, stages: Stages) -> Features:
+    config, data = stream.config, stream.data[skill]
+    return read_features(
+        stream.model,
+        draw_prompts(data, config.feature_rows, config.seed),
+        stream.library.source,
+        batch_size=config.eval_batch_size,
+        pad_token_id=pad_token_id(stream.base.tokenizer),
+        tell=stages.tell,
+    )
+
+
+def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features, stages: Stages) -> Arrival:
+    """Decide once: what was decided before a stop is what is done after it."""
+    stage, skill = stream.stage(place), stream.skills[place]
+    if (stage / DECISION).is_file():
+        return TypeAdapter(Arrival).validate_python(stage.read(DECISION))
+    stages.tell("Comparing its prompts with those of known skills ...")
+    arrival = examine(
+        stream.model,
+        evaluator,
+        stream.library,
+        stream.data[skill.name],
+        features,
+        stream.config,
+        wanted=skill.decision,
+    )
+    stage.write(DECISION, asdict(arrival))
+    return arrival
+
+
+def _grow(stream: Stream, place: int, config: RunConfig) -> str:
+    """The new expert of a stage, in the model from now on; the first one, or that of a trained stage, is there."""
+    model, known = stream.model, set(stream.experts.values())
+    if new := [name for name in model.expert_names if name not in known]:
+        return new[0]
+    set_seed(stream.config.seed + place)
+    name = expert_name(stream.base, stream.skills[place].name, model.expert_names)
+    model.add_expert(name, expert_config(config), maturity=1.0)
+    return name
+
+
+def _describe(stream: Stream, name: str, expert: str, arrival: Arrival, features: Features) -> Skill:
+    record = SkillRecord(
+        name=name,
+        expert=expert,
+        num_rows=len(features),
+        data=arrival.data,
+        base_loss=arrival.base_loss,
+        loss=arrival.base_loss,  # until it is learned
+    )
+    return Skill(record=record, mean=features.mean(0), sample=features)
+
+
+def _route(stream: Stream, library: SkillLibrary) -> None:
+    """Send each prompt to the expert of the skill that it is most like."""
+    prototypes = fit_prototypes(library.samples, unsure_rate=stream.config.unsure_rate, seed=stream.config.seed)
+    experts = [library.skills[name].record.expert for name in prototypes.skills]
+    stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)
+
+
+def _train(stream: Stream, place: int, config: RunConfig, expert: str, stages: Stages, stop: StopSignals) -> None:
+    model, stage = stream.model.train(), stream.stage(place)
+    set_seed(config.seed + place)
+    stages.parameters(count_parameters(model))
+    check_parameters(model)
+    session = Session(
+        config=config,
+        run=stage,
+        base=stream.base,
+        data=stream.data[stream.skills[place].name],
+        model=model,
+        head=read_head(model.lm),
+        expert=expert,
+    )
+    grows_up = [Mature(lambda maturity: model.set_maturity(expert, maturity), config.maturity_ratio)]
+    is_new = expert not in stream.experts.values()
+    with tracking(config, stage, stages) as trackers:
+        checkpoint = find_start(stage, config, stages.tell)
+        fit(session, checkpoint, trackers, stages, stop, callbacks=grows_up if is_new and config.maturity_ratio else ())
+
+
+def _commit(
+    stream: Stream,
+    place: int,
+    library: SkillLibrary,
+    arrival: Arrival,
+    expert: str,
+    evaluator: Evaluator,
+    stages: Stages,
+    stop: StopSignals,
+) -> None:
+    """Measure, and make the stage count."""
+    stage, skill = stream.stage(place), stream.skills[place].name
+    with stream.model.forced(expert):
+        loss = evaluator.run(stream.model, stop.check).mean_loss
+    stream.library = library.with_loss(skill, loss)
+    figures = measure_stage(stream, skill, arrival.before, stages, stop)
+    record = StageRecord(decision=arrival.decision, expert=expert, base_loss=arrival.base_loss, figures=figures)
+    if place:
+        share_files(stage / FINAL, stream.stage(place - 1) / FINAL)
+    save_library(stream.library, stage.path)
+    stage.write(STAGE, asdict(record))
+    stream.records.append(record)
+
+
+def _finish(stream: Stream) -> dict[str, Any]:
+    run, last = stream.run, stream.stage(len(stream.skills) - 1)
+    copy_model(last / FINAL, run / FINAL)
+    save_library(stream.library, run.path)
+    summary = summarise(
+        [record.figures for record in stream.records],
+        base_losses={record.figures.skill: record.base_loss for record in stream.records},
+        base_general=measure_base(stream),
+        experts=stream.experts,
+    )
+    stages = [
+        {"skill": record.figures.skill, "decision": asdict(record.decision) | {"expert": record.expert}}
+        | {"base_loss": record.base_loss, "figures": asdict(record.figures)}
+        for record in stream.records
+    ]
+    result = {
+        "run": str(run.path),
+        "base_model": stream.config.base_model,
+        "experts": list(stream.model.expert_names),
+        "parameters": [asdict(part) for part in count_parameters(stream.model)],
+        "stages": stages,
+        "summary": asdict(summary),
+    }
+    run.write(RESULT, result)
+    return result

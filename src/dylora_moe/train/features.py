@@ -1,0 +1,76 @@
+"""What the prompts of a skill look like at the tap: read once for the same prompts and base, kept in the cache."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dylora_moe.cache.store import cache_folder, forget_unused, materialise
+from dylora_moe.data.batching import Collator, TokenizedRow
+from dylora_moe.data.bundle import DataBundle
+from dylora_moe.skills.library import Features, Source
+from dylora_moe.tuner import DyLoraModel
+
+_FILE = "features.npy"
+
+
+def draw_prompts(data: DataBundle, number: int, seed: int) -> list[TokenizedRow]:
+    """So many training rows, drawn at random, or all where there are fewer; in their order."""
+    total = len(data.train)
+    chosen = np.random.default_rng(seed).choice(total, min(number, total), replace=False)
+    return [data.train[int(place)] for place in np.sort(chosen)]
+
+
+def read_features(
+    model: DyLoraModel,
+    rows: Sequence[TokenizedRow],
+    source: Source,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    tell: Callable[[str], None],
+) -> Features:
+    """Features of the rows' prompts, (rows, features).
+
+    Args:
+        model: On the base; its experts play no part.
+        rows: To read the prompts of.
+        source: What the features are of.
+        batch_size: Rows in one pass.
+        pad_token_id: What fills short rows.
+        tell: Takes what a person should know.
+
+    Raises:
+        TunerError: A row has no prompt.
+        CacheError: The cache cannot be written.
+    """
+    collate = Collator(pad_token_id=pad_token_id)
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+
+    def build(scratch: Path, result: Path) -> None:
+        parts = []
+        for start in range(0, len(order), batch_size):
+            batch = collate([rows[place] for place in order[start : start + batch_size]])
+            parts.append(model.prompt_features([{key: value for key, value in batch.items() if key != "domain"}]))
+        read = torch.cat(parts).numpy()
+        features = np.empty_like(read)
+        features[order] = read
+        np.save(result / _FILE, features, allow_pickle=False)
+
+    identity = _identify(rows, source, next(model.lm.parameters()).dtype, batch_size)
+    folder = cache_folder(None, os.environ) / "features" / identity[:32]
+    width = int(model.config.get_text_config().hidden_size)
+    materialise(folder, build, identity=identity, need_bytes=8 * width * len(rows), progress=tell)
+    forget_unused(folder.parent)
+    return np.load(folder / _FILE, allow_pickle=False)
+
+
+def _identify(rows: Sequence[TokenizedRow], source: Source, dtype: torch.dtype, batch_size: int) -> str:
+    """Rows count with their labels, which say where the prompt ends; the batch size moves the last bits."""
+    digest = hashlib.sha256(f"{source}/{dtype}/{batch_size}".encode())
+    for row in rows:
+        digest.update(np.asarray([len(row), *row.input_ids, *row.labels], np.int64).tobytes())
+    return digest.hexdigest()

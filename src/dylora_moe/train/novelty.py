@@ -1,0 +1,118 @@
+"""A skill that comes, measured: how its prompts compare with known ones, and how well the nearest expert does it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dylora_moe.config import RunConfig
+from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.stream import Skill
+from dylora_moe.errors import DataError
+from dylora_moe.skills.growth import Decision, Kind, Limits, Losses, decide
+from dylora_moe.skills.library import Features, SkillLibrary
+from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Detector, Mahalanobis, Novelty, TwoSample
+from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.tuner import DyLoraModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What was found out about a skill before anything was trained for it, as `decision.json` has it.
+
+    Attributes:
+        data: Hash of its rows.
+        decision: What to do about it.
+        base_loss: The base's loss on its validation rows, nats a token.
+        before: That of the model as it was, with its routing.
+    """
+
+    data: str
+    decision: Decision
+    base_loss: float
+    before: float
+
+
+def detector_of(config: RunConfig) -> Detector:
+    """The detector that a run asks for."""
+    kinds: Mapping[str, Detector] = {
+        "two_sample": TwoSample(false_growth_rate=config.false_growth_rate, seed=config.seed),
+        "mahalanobis": Mahalanobis(),
+        "cosine": Cosine(),
+    }
+    return kinds[config.novelty_detector]
+
+
+def examine(
+    model: DyLoraModel,
+    evaluator: Evaluator,
+    library: SkillLibrary,
+    data: DataBundle,
+    features: Features,
+    config: RunConfig,
+    *,
+    wanted: Kind | None,
+) -> Arrival:
+    """Look at a skill that comes, and decide.
+
+    Args:
+        model: As the stage before left it.
+        evaluator: Of the skill's validation rows.
+        library: Of the skills learned so far.
+        data: The skill's rows.
+        features: Of its prompts.
+        config: Of the stream.
+        wanted: What the recipe says to do.
+    """
+    with model.disabled():
+        base_loss = evaluator.run(model).mean_loss
+    novelty, digest = _judge(library, features, config), data_hash(data)
+    before = evaluator.run(model).mean_loss if library.skills else base_loss
+    losses, experts = None, {known: skill.record.expert for known, skill in library.skills.items()}
+    if novelty.nearest is not None:
+        home = library.skills[novelty.nearest].record
+        with model.forced(home.expert):
+            expert = evaluator.run(model).mean_loss
+        losses = Losses(base=base_loss, expert=expert, home_base=home.base_loss, home_expert=home.loss)
+    decision = decide(
+        novelty,
+        experts=experts,
+        losses=losses,
+        limits=Limits(
+            may_grow=config.allow_expert_growth is not False,
+            max_experts=config.max_experts,
+            served_share=config.served_share,
+        ),
+        wanted=wanted,
+        same_data=next((known for known, skill in library.skills.items() if skill.record.data == digest), None),
+    )
+    return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before)
+
+
+def data_hash(data: DataBundle) -> str:
+    """Of the rows of a skill."""
+    return data.summary.domains[0].sha256
+
+
+def check_rows(skill: Skill, data: DataBundle) -> None:
+    """See that there are enough rows to decide by.
+
+    Raises:
+        DataError: There are too few, and the recipe does not say what to do with the skill.
+    """
+    if len(data.train) < MIN_ROWS and skill.decision is None:
+        raise DataError(
+            f"skill {skill.name} must have at least {MIN_ROWS} training rows for a decision on what is new, got "
+            f"{len(data.train)}. Add rows, or say what to do with it: {{skill: {skill.name}, datasets: [...], "
+            "decision: grow}."
+        )
+
+
+def _judge(library: SkillLibrary, features: Features, config: RunConfig) -> Novelty:
+    """Skills that came with too few prompts to compare are left out; their recipe said what to do with them."""
+    known = {other: sample for other, sample in library.samples.items() if len(sample) >= MIN_ROWS}
+    if len(features) >= MIN_ROWS:
+        return detector_of(config).judge(features, known)
+    distances = {other: float(np.linalg.norm(features.mean(0) - skill.mean)) for other, skill in library.skills.items()}
+    nearest = min(distances, key=distances.__getitem__) if distances else None
+    return Novelty(distances=distances, nearest=nearest, threshold=float("inf"))

@@ -1,0 +1,91 @@
+"""What a stream can do after a stage: every skill learned so far, routed as in use, and general text."""
+
+from collections.abc import Mapping, Sequence
+
+from dylora_moe.data.batching import TokenizedRow, pad_token_id
+from dylora_moe.evaluate.accuracy import labels_of, measure_accuracy
+from dylora_moe.evaluate.forgetting import StageFigures
+from dylora_moe.evaluate.general import general_rows
+from dylora_moe.evaluate.losses import Evaluation
+from dylora_moe.train.evaluator import Evaluator
+from dylora_moe.train.session import Stages
+from dylora_moe.train.stopping import StopSignals
+from dylora_moe.train.stream import Stream
+from dylora_moe.tuner.head import read_head
+
+_GENERAL = "general text"
+_GENERAL_ROWS = 16  # of 128 tokens
+
+
+def make_evaluator(stream: Stream, skill: str, stages: Stages) -> Evaluator:
+    """Of the validation rows of one skill."""
+    return _evaluator(stream, {skill: stream.data[skill].validation[skill]}, stages)
+
+
+def measure_stage(stream: Stream, skill: str, before: float, stages: Stages, stop: StopSignals) -> StageFigures:
+    """Every skill of the library by itself, the newest included.
+
+    Args:
+        stream: With the model and the library as the stage leaves them.
+        skill: Of the stage.
+        before: Loss on it before it was learned.
+        stages: Shows a line.
+        stop: May end it early.
+    """
+    stages.tell(f"Measuring {len(stream.library.skills)} skills ...")
+    found = {name: make_evaluator(stream, name, stages).run(stream.model, stop.check) for name in stream.library.skills}
+    return StageFigures(
+        skill=skill,
+        expert=stream.experts[skill],
+        before=before,
+        losses={name: evaluation.mean_loss for name, evaluation in found.items()},
+        accuracies=_accuracies(stream, stop),
+        routed={name: _routed(evaluation, stream) for name, evaluation in found.items()},
+        unsure={name: evaluation.routing.unsure if evaluation.routing else 0.0 for name, evaluation in found.items()},
+        general=_general(stream, stages, stop),
+    )
+
+
+def measure_base(stream: Stream) -> float:
+    """The base's loss on general text, nats a token."""
+    with stream.model.disabled():
+        return _general(stream, Stages(), StopSignals())
+
+
+def _general(stream: Stream, stages: Stages, stop: StopSignals) -> float:
+    rows = general_rows(stream.base.tokenizer, rows=_GENERAL_ROWS)
+    return _evaluator(stream, {_GENERAL: rows}, stages).run(stream.model, stop.check).mean_loss
+
+
+def _routed(evaluation: Evaluation, stream: Stream) -> dict[str, float]:
+    if evaluation.routing is None:  # one expert serves all
+        return {stream.model.expert_names[0]: 1.0}
+    return dict(zip(evaluation.routing.experts, evaluation.routing.table[0], strict=True))
+
+
+def _accuracies(stream: Stream, stop: StopSignals) -> dict[str, float]:
+    """Of the skills whose answers are labels."""
+    found = {}
+    for name in stream.library.skills:
+        data = stream.data[name]
+        examples = data.validation_examples[name]
+        if labels_of(list(examples)) is not None:
+            found[name] = measure_accuracy(
+                stream.model,
+                stream.base.tokenizer,
+                list(examples),
+                batch_size=stream.config.eval_batch_size,
+                end_token_ids=data.summary.end_token_ids,
+                before_batch=stop.check,
+            )
+    return found
+
+
+def _evaluator(stream: Stream, rows: Mapping[str, Sequence[TokenizedRow]], stages: Stages) -> Evaluator:
+    return Evaluator(
+        read_head(stream.model.lm),
+        rows,
+        rows=stream.config.eval_batch_size,
+        pad_token_id=pad_token_id(stream.base.tokenizer),
+        tell=stages.tell,
+    )

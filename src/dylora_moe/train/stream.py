@@ -1,0 +1,269 @@
+"""A stream of skills on disk: its stages, which of them count, and the model and library that the next one begins with.
+
+Each stage is a run folder of its own in `stages/`. It counts from the moment its `stage.json` is there, written last.
+"""
+
+import filecmp
+import os
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from transformers import set_seed
+
+from dylora_moe.bases import LoadedBase
+from dylora_moe.config import RunConfig, to_yaml
+from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.stream import Skill
+from dylora_moe.errors import RunError
+from dylora_moe.evaluate.forgetting import StageFigures
+from dylora_moe.evaluate.load import read_config
+from dylora_moe.run_dir import CONFIG, FINAL, STAGE, STAGES, RunDir
+from dylora_moe.skills.growth import Decision
+from dylora_moe.skills.library import SkillLibrary, Source, load_library
+from dylora_moe.train.folder import differences
+from dylora_moe.train.session import Stages, build_model, load_run_base
+from dylora_moe.tuner import DyLoraModel, load_model, save_model
+from dylora_moe.tuner.exchange import EXPERTS_FOLDER, read_description
+from dylora_moe.tuner.inspect import check_name
+
+# Of a stream these say what comes, not what was learned.
+_MAY_CHANGE = {"skills", "allow_expert_growth", "max_experts"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """What a stage did, as `stage.json` has it.
+
+    Attributes:
+        decision: What was decided, and why.
+        expert: That serves the skill.
+        base_loss: The base's loss on the skill, nats a token.
+        figures: What was measured after it.
+    """
+
+    decision: Decision
+    expert: str
+    base_loss: float
+    figures: StageFigures
+
+
+@dataclass(slots=True, kw_only=True)
+class Stream:
+    """A stream under way.
+
+    Attributes:
+        config: Of the whole stream.
+        run: Its folder.
+        skills: All of them, in their order.
+        base: Loaded once.
+        model: As the last stage left it.
+        library: Of the skills learned so far.
+        records: Of the stages that count.
+        data: Skill -> its rows, as far as they were needed.
+        base_general: The base's loss on general text.
+    """
+
+    config: RunConfig
+    run: RunDir
+    skills: Sequence[Skill]
+    base: LoadedBase
+    model: DyLoraModel
+    library: SkillLibrary
+    records: list[StageRecord] = field(default_factory=list)
+    data: dict[str, DataBundle] = field(default_factory=dict)
+
+    def stage(self, place: int) -> RunDir:
+        """The folder of a stage."""
+        return stage_folder(self.run, place, self.skills[place].name)
+
+    def stage_config(self, place: int) -> RunConfig:
+        """A stage as the run that it is: the skill's data, and its expert alone."""
+        return stage_config(self.config, self.skills[place], self.stage(place))
+
+    @property
+    def experts(self) -> dict[str, str]:
+        """Skill -> its expert."""
+        return {name: skill.record.expert for name, skill in self.library.skills.items()}
+
+    def check_data(self, place: int, data: DataBundle) -> None:
+        """See that a skill learned before has the rows that it was learned from.
+
+        Raises:
+            RunError: It has others.
+        """
+        name = self.skills[place].name
+        then, now = self.library.skills[name].record.data, data.summary.domains[0].sha256
+        if then != now:
+            raise RunError(
+                f"the data of skill {name} must be what it was learned from, so that it can be measured, and they are "
+                "others. Bring them back, or choose another --run_name."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the model as it is; a folder that is there is of a stage that never counted."""
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(
+            self.model,
+            folder,
+            base_name=self.config.base_model,
+            base_revision=self.base.resolved.revision,
+            tokenizer=self.base.tokenizer,
+        )
+
+
+def stage_folder(run: RunDir, place: int, skill: str) -> RunDir:
+    """The folder of a stage: `stages/03-flask`."""
+    return RunDir(run / STAGES / f"{place + 1:02d}-{_slug(skill)}")
+
+
+def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
+    """A stage as a run of its own."""
+    rank = skill.rank or config.lora_r
+    alpha = skill.alpha or config.lora_alpha * rank / config.lora_r
+    changed = {
+        "mode": "joint",
+        "skills": (),
+        "datasets": skill.datasets,
+        "allow_expert_growth": None,
+        "output_dir": stage.path.parent,
+        "run_name": stage.path.name,
+        "num_experts": 1,
+        "lora_r": rank,
+        "lora_alpha": alpha,
+        "balance_coefficient": 0.0,  # all rows are of one skill
+        "resume": "auto",
+    }
+    return config.model_copy(update=changed)
+
+
+def read_stages(run: RunDir) -> list[tuple[str, StageRecord]]:
+    """(folder, record) of each stage that counts, in their order."""
+    folders = sorted(path for path in run.path.glob(f"{STAGES}/*") if (path / STAGE).is_file())
+    adapter = TypeAdapter(StageRecord)
+    return [(path.name, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
+
+
+def check_stream(run: RunDir, config: RunConfig, skills: Sequence[Skill]) -> list[StageRecord]:
+    """The stages that count, of a stream that this one continues.
+
+    Raises:
+        RunError: The folder holds something else, a stream with other settings, or other skills in the places of those
+            that were learned.
+    """
+    if run.is_empty:
+        return []
+    if not (run / CONFIG).is_file():
+        raise RunError(
+            f"a run folder must be new or empty, and {run.path} holds something else. Move or delete it, or choose "
+            "another --run_name; nothing was changed."
+        )
+    if config.resume == "never":
+        raise RunError(
+            f"{run.path} holds a stream, and resume is never. Go on with auto, or choose another --run_name."
+        )
+    if changed := differences(read_config(run), config, also_harmless=_MAY_CHANGE):
+        raise RunError(f"{run.path} holds a stream with other settings: {changed}. Go on with its own.")
+    stages = read_stages(run)
+    for place, (folder, record) in enumerate(stages):
+        wanted = skills[place].name if place < len(skills) else None
+        if wanted != record.figures.skill:
+            raise RunError(
+                f"skill {place + 1} of the stream in {run.path} was {record.figures.skill!r}, and is {wanted!r} now. "
+                f"Skills are added at the end; take stages back with `dylora experts rollback` ({folder})."
+            )
+    return [record for _, record in stages]
+
+
+def open_stream(
+    config: RunConfig, run: RunDir, skills: Sequence[Skill], records: list[StageRecord], stages: Stages
+) -> Stream:
+    """Base, model and library as the last stage left them.
+
+    A stage that was trained and not committed yet gives its model, and is not trained again.
+
+    Raises:
+        RunError: The library in the folder is of another base or tap.
+    """
+    run.write(CONFIG, to_yaml(config))
+    base = load_run_base(config, stages)
+    source = Source(base=config.base_model, revision=base.resolved.revision, tap_layer=config.tap_layer)
+    done = len(records)
+    library = SkillLibrary(source=source, skills={})
+    if done:
+        library = load_library(stage_folder(run, done - 1, skills[done - 1].name).path)
+        library.check_source(source)
+    model_folder = _model_folder(run, skills, done)
+    if model_folder is not None:
+        model = load_model(base.model, model_folder)
+    else:
+        set_seed(config.seed)
+        first = stage_config(config, skills[0], stage_folder(run, 0, skills[0].name))
+        shape = {"lora_r": first.lora_r, "lora_alpha": first.lora_alpha}
+        model = build_model(config.model_copy(update=shape), base, [expert_name(base, skills[0].name, ())])
+    if torch.cuda.is_available() and not config.load_in_4bit:
+        model.to("cuda")
+    return Stream(config=config, run=run, skills=skills, base=base, model=model, library=library, records=records)
+
+
+def expert_name(base: LoadedBase, skill: str, taken: Collection[str]) -> str:
+    """A name for the expert of a skill: the skill's, or one like it where that cannot be one.
+
+    Raises:
+        TunerError: No name like it can be.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", skill)
+    parts = {part for module, _ in base.model.named_modules() for part in module.split(".")}
+    if not re.match(r"[A-Za-z_]", name) or name in parts:
+        name = f"skill_{name}"
+    while name in taken:
+        name += "_"
+    check_name(base.model, name, taken)
+    return name
+
+
+def share_files(folder: Path, earlier: Path) -> None:
+    """Keep experts that two models have in common once on the disk, where its file system can."""
+    for path in folder.glob(f"{EXPERTS_FOLDER}/*/*"):
+        other = earlier / path.relative_to(folder)
+        if other.is_file() and filecmp.cmp(path, other, shallow=False):
+            linked = path.with_name(f".{path.name}.link")
+            try:
+                os.link(other, linked)
+            except OSError:  # a file system without links keeps both
+                return
+            os.replace(linked, path)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Make a model folder the copy of another one, sharing its files where the file system can."""
+
+    def link(one: str, other: str) -> Any:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=link)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+
+
+def _model_folder(run: RunDir, skills: Sequence[Skill], done: int) -> Path | None:
+    if done < len(skills):
+        current = stage_folder(run, done, skills[done].name)
+        if current.is_finished and (current / FINAL).is_dir():
+            read_description(current / FINAL)
+            return current / FINAL
+    return stage_folder(run, done - 1, skills[done - 1].name) / FINAL if done else None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
