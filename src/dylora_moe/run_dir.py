@@ -38,6 +38,8 @@ EVAL = "eval"
 STAGES = "stages"
 DECISION = "decision.json"
 STAGE = "stage.json"
+UNDONE = "undone"
+REPORT = "report.html"
 WARNINGS = "warnings.jsonl"
 _LINES = (METRICS, ROUTING, SAMPLES, WARNINGS)
 # What a run writes between its start and its end.

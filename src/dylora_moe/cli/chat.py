@@ -60,6 +60,7 @@ def command(
     if answer.routing:
         shares = sorted(answer.routing.items(), key=lambda item: -item[1])
         spoken = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+        spoken = spoken or "the base, as the prompt is like none of the known skills'"
         console.print(f"[dim]spoken by {spoken}[/]", highlight=False)
     if not answer.stopped:
         console.print(f"[dim]cut at --max-new-tokens {max_new_tokens}[/]", highlight=False)

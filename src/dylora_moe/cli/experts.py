@@ -1,6 +1,7 @@
-"""`dylora experts list|export`"""
+"""`dylora experts list|export|rollback`"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from dylora_moe.run_dir import FINAL, RESULT, RunDir
 
 @click.group("experts")
 def command() -> None:
-    """List and export the experts of a run."""
+    """List and export the experts of a run, and take a stream of skills back."""
 
 
 @command.command("list")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON on standard output.")
 def list_experts(run: Path, as_json: bool) -> None:
-    """Show each expert of RUN: rank, size, maturity, share of the validation load, and what it serves most."""
+    """Show each expert of RUN: rank, size, maturity, share of the validation load, and what it serves."""
     experts = [_describe(RunDir(run), expert) for expert in _description(run)["experts"]]
     console = consoles(as_json)
     table = Table(title=f"Experts of {run}", title_justify="left")
-    for column in ("expert", "rank", "alpha", "size", "maturity", "load", "serves most"):
-        table.add_column(column, justify="left" if column in ("expert", "serves most") else "right")
+    for column in ("expert", "rank", "alpha", "size", "maturity", "load", "serves"):
+        table.add_column(column, justify="left" if column in ("expert", "serves") else "right")
     for expert in experts:
         load = "" if expert["load"] is None else f"{expert['load']:.0%}"
         table.add_row(
@@ -41,6 +42,26 @@ def list_experts(run: Path, as_json: bool) -> None:
     console.print(table)
     if as_json:
         click.echo(json.dumps(experts, ensure_ascii=False))
+
+
+@command.command("rollback")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--before", required=True, help="Name of the skill to go back before.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was undone as JSON on standard output.")
+def rollback_stream(run: Path, before: str, as_json: bool) -> None:
+    """Take the stream RUN back to before it learned a skill.
+
+    What is undone stays in RUN/undone/. The command that trained the stream learns those skills anew.
+    """
+    quiet_libraries()
+    from dylora_moe.train.stream_result import rollback
+
+    undone = rollback(run, before)
+    console = consoles(as_json)
+    console.print(f"Undone: {', '.join(undone['undone'])}; kept in {undone['folder']}.", highlight=False, markup=False)
+    console.print(f"Skills that are left: {', '.join(undone['skills']) or 'none'}.", highlight=False, markup=False)
+    if as_json:
+        click.echo(json.dumps(undone, ensure_ascii=False))
 
 
 @command.command("export")
@@ -85,19 +106,39 @@ def _description(run: Path) -> dict[str, Any]:
 def _describe(run: RunDir, expert: dict[str, Any]) -> dict[str, Any]:
     folder = run / FINAL / "experts" / expert["name"]
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    routing = run.read(RESULT)["after"]["routing"] if run.is_finished else None
-    load = serves = None
-    if routing and expert["name"] in routing["experts"]:
-        place = routing["experts"].index(expert["name"])
-        load = routing["load"][place]
-        shares = [row[place] for row in routing["table"]]
-        best = max(range(len(shares)), key=shares.__getitem__)
-        serves = f"{routing['domains'][best]} ({shares[best]:.0%} of it)" if shares[best] > 0 else None
+    result = run.read(RESULT) if run.is_finished else {}
+    use = _use_in_stream(result, expert["name"]) if "stages" in result else _use(result, expert["name"])
     return {
         **expert,
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "bytes": (folder / "adapter_model.safetensors").stat().st_size,
-        "load": load,
-        "serves": serves,
+        **use,
     }
+
+
+def _use(result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Share of the validation load, and the domain of which it serves most."""
+    routing = result["after"]["routing"] if result else None
+    if not routing or name not in routing["experts"]:
+        return {"load": None, "serves": None}
+    place = routing["experts"].index(name)
+    shares = [row[place] for row in routing["table"]]
+    best = max(range(len(shares)), key=shares.__getitem__)
+    serves = f"mostly {routing['domains'][best]} ({shares[best]:.0%} of it)" if shares[best] > 0 else None
+    return {"load": routing["load"][place], "serves": serves}
+
+
+def _use_in_stream(result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Mean share of the skills' validation prompts, and the skills that are its own, with their losses."""
+    routing, losses = result["summary"]["routing"], result["summary"]["loss"]["matrix"][-1]
+    own = [
+        f"{skill} (loss {loss:.3f})"
+        for skill, served_by, loss in zip(result["summary"]["skills"], routing["served_by"], losses, strict=True)
+        if served_by == name
+    ]
+    load = None
+    if name in routing["experts"]:
+        shares = [row[routing["experts"].index(name)] or 0.0 for row in routing["confusion"]]
+        load = sum(shares) / len(shares)
+    return {"load": load, "serves": ", ".join(own) or None}

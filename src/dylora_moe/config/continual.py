@@ -94,6 +94,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=1000,
             more="surer decisions and routing, a larger library",
             less="a smaller library, decisions that chance moves",
+            note="Drawn from the training rows; a skill with fewer rows gives all that it has.",
         ),
     ] = Field(default=200, ge=20)
     """Prompts of each skill whose features are read, compared and kept."""
@@ -119,6 +120,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=0.1,
             more="more foreign prompts that are left to unsure_answer, and more of one's own",
             less="fewer of one's own prompts refused, and fewer foreign ones",
+            note="Of the prompts that are kept of each skill; a foreign prompt that is as near as they are is not told.",
         ),
     ] = Field(default=0.01, gt=0, lt=0.5)
     """Share of prompts of known skills that the router may call unknown: its confidence is one minus this."""
@@ -135,6 +137,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=0.5,
             more="longer help of the old experts, slower steps",
             less="an expert that stands alone sooner",
+            note="0 lets it work alone from its first step. Without effect on the first expert, which has no others.",
         ),
     ] = Field(default=0.0, ge=0, le=1)
     """Share of a new expert's steps in which it is immature: all experts work together, less and less, until it is

@@ -43,6 +43,11 @@ _OF_THE_ROUTER = (
     "z_coefficient",
 )
 
+# Of a router that is trained; that of a stream of skills is made from their prompts.
+_OF_ITS_TRAINING = ("router_learning_rate", "balance_coefficient", "z_coefficient")
+
+_OF_STREAMS = tuple(name for name in ContinualSettings.model_fields if name != "mode")
+
 # Effective batches of the founding documents: 8 and 9 (deep dive), 32 to 64 (training guide). Half of the least and
 # the most of them.
 _LEAST_BATCH, _LARGEST_BATCH = 4, 64
@@ -224,13 +229,37 @@ def _unused(config: RunConfig, given: Collection[str]) -> Iterator[str]:
             yield "load_best_model_at_end has no effect without eval_steps: there is no evaluation to be the best."
         if "metric_for_best_model" in given:
             yield "metric_for_best_model has no effect without eval_steps: there is no evaluation to be the best."
+    yield from _unused_in_streams(config, given) if config.mode == "continual" else _unused_in_joint(config, given)
+
+
+def _unused_in_joint(config: RunConfig, given: Collection[str]) -> Iterator[str]:
     if config.num_experts == 1:
-        names = _among(_OF_THE_ROUTER, given)
-        if names:
-            have = "have" if len(names) > 1 else "has"
-            yield f"{' and '.join(names)} {have} no effect with num_experts 1: a single LoRA has no router."
+        if names := _among(_OF_THE_ROUTER, given):
+            yield f"{_have_no_effect(names)} with num_experts 1: a single LoRA has no router."
     elif "temperature" in given:
         yield "temperature has no effect in joint training: it is for immature experts, and there are none."
+    # Without growth is what joint training is, and need not be remarked on.
+    if names := [name for name in _among(_OF_STREAMS, given) if name not in ("skills", "allow_expert_growth")]:
+        yield f"{_have_no_effect(names)} with mode joint: set mode: continual, which learns skills."
+
+
+def _unused_in_streams(config: RunConfig, given: Collection[str]) -> Iterator[str]:
+    if "datasets" in given:
+        yield "datasets has no effect with mode continual: it learns what is in skills."
+    if "num_experts" in given:
+        yield "num_experts has no effect with mode continual: experts come with new skills, up to max_experts."
+    if names := _among(_OF_ITS_TRAINING, given):
+        yield f"{_have_no_effect(names)} with mode continual: its router is not trained, but made from prompts."
+    if "temperature" in given and not config.maturity_ratio and config.unsure_answer == "base":
+        yield "temperature has no effect with maturity_ratio 0 and unsure_answer base: experts work alone."
+    if "false_growth_rate" in given and config.novelty_detector != "two_sample":
+        yield f"false_growth_rate has no effect with novelty_detector {config.novelty_detector}, which is not calibrated."
+    if "max_experts" in given and config.max_experts and config.allow_expert_growth is False:
+        yield "max_experts has no effect with allow_expert_growth false: no expert is added."
+
+
+def _have_no_effect(names: Collection[str]) -> str:
+    return f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect"
 
 
 def _unusual(config: RunConfig, given: Collection[str]) -> Iterator[str]:
@@ -245,7 +274,7 @@ def _unusual(config: RunConfig, given: Collection[str]) -> Iterator[str]:
             f"batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps} is an "
             f"effective batch of {batch}, {_LEAST_BATCH} to {_LARGEST_BATCH} is usual: {effect}."
         )
-    if "balance_coefficient" in given and not config.balance_coefficient and config.num_experts > 1:
+    if "balance_coefficient" in given and not config.balance_coefficient and _trains_router(config):
         yield "balance_coefficient 0 lets the router send everything to one expert: watch the load of the experts."
     patience = config.early_stopping_patience
     if patience and config.eval_steps == "epoch" and config.max_steps is None and patience >= config.num_epochs:
@@ -253,6 +282,10 @@ def _unusual(config: RunConfig, given: Collection[str]) -> Iterator[str]:
             f"early_stopping_patience {patience} cannot stop a run of num_epochs {config.num_epochs:g} with eval_steps "
             "epoch: it counts evaluations."
         )
+
+
+def _trains_router(config: RunConfig) -> bool:
+    return config.num_experts > 1 and config.mode == "joint"
 
 
 def _among(names: Collection[str], given: Collection[str]) -> list[str]:

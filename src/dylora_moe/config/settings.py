@@ -34,9 +34,11 @@ class RunConfig(RunSettings, TrainingSettings, DataSettings, ContinualSettings, 
                 "Lower top_k or raise num_experts."
             )
         if (self.num_experts > 1 or self.mode == "continual") and self.lora_r % 8:
+            several = "with mode: continual" if self.mode == "continual" else f"with {self.num_experts} experts"
+            otherwise = "." if self.mode == "continual" else ", or num_experts 1."
             raise ValueError(
-                f"lora_r must be a multiple of 8 with {self.num_experts} experts, since grouped products read 16-byte "
-                f"rows, got {self.lora_r}. Take {max(8, round(self.lora_r / 8) * 8)}, or num_experts 1."
+                f"lora_r must be a multiple of 8 {several}, since grouped products read 16-byte rows, got "
+                f"{self.lora_r}. Take {max(8, round(self.lora_r / 8) * 8)}{otherwise}"
             )
         mixing = [self.interleaved_sampling, self.domain_weights is not None, self.sampling_temperature > 1]
         if sum(mixing) > 1:
@@ -59,33 +61,49 @@ class RunConfig(RunSettings, TrainingSettings, DataSettings, ContinualSettings, 
         return self
 
     def _check_mode(self) -> None:
-        if self.mode == "joint":
-            if self.skills:
-                raise ValueError("skills are learned with mode: continual, got mode: joint. Set it, or give datasets.")
-            if self.allow_expert_growth:
-                raise ValueError(
-                    "allow_expert_growth needs mode: continual; joint training makes all experts at the start. Set "
-                    "num_experts instead."
-                )
-            return
+        if self.mode == "continual":
+            self._check_continual()
+        elif self.skills:
+            raise ValueError(
+                f"skills must come with mode: continual, got {len(self.skills)} with mode: joint. Set the mode, or "
+                "give them as datasets."
+            )
+        elif self.allow_expert_growth:
+            raise ValueError(
+                "allow_expert_growth: true must come with mode: continual, got mode: joint, which makes all experts "
+                "at the start. Set num_experts, or the mode."
+            )
+
+    def _check_continual(self) -> None:
         if not self.skills:
-            raise ValueError("mode: continual learns skills, and there are none. Give skills: a list, in their order.")
-        needed = {"granularity": "sequence", "router_scope": "shared", "top_k": 1}
-        for name, value in needed.items():
-            if getattr(self, name) != value:
+            raise ValueError("skills must be given with mode: continual, got none. Give a list of them in their order.")
+        for name, value in {"granularity": "sequence", "router_scope": "shared", "top_k": 1}.items():
+            if (got := getattr(self, name)) != value:
                 raise ValueError(
                     f"{name} must be {value} with mode: continual, where each prompt goes to the expert of the nearest "
-                    f"skill, got {getattr(self, name)}."
+                    f"skill, got {got}. Leave it out."
                 )
-        if self.interleaved_sampling or self.domain_weights is not None or self.sampling_temperature > 1:
+        for name in ("interleaved_sampling", "domain_weights", "sampling_temperature"):
+            if (got := getattr(self, name)) not in (False, None, 1):
+                raise ValueError(
+                    f"{name} must not be given with mode: continual, where all data sets of a skill are one domain, "
+                    f"got {got}. Leave it out."
+                )
+        if self.wandb_checkpoint_artifact is not None:
             raise ValueError(
-                "interleaved_sampling, domain_weights and sampling_temperature mix the domains of mode: joint; with "
-                "continual each skill is one. Leave them out."
+                "wandb_checkpoint_artifact must not be given with mode: continual, which goes on from its own folder, "
+                f"got {self.wandb_checkpoint_artifact}. Leave it out."
             )
-        if self.resume not in ("auto", "never") or self.wandb_checkpoint_artifact is not None:
-            raise ValueError("a stream of skills goes on from its own folder: resume must be auto or never.")
+        if self.resume not in ("auto", "never"):
+            raise ValueError(
+                "resume must be auto or never with mode: continual, which goes on from its own folder, got "
+                f"{self.resume}. Leave it out."
+            )
         if self.metric_for_best_model != "eval_loss":
-            raise ValueError(f"metric_for_best_model must be eval_loss here, got {self.metric_for_best_model!r}.")
+            raise ValueError(
+                "metric_for_best_model must be eval_loss with mode: continual, where each skill is one domain, got "
+                f"{self.metric_for_best_model}. Leave it out."
+            )
 
     @property
     def run_dir(self) -> Path:

@@ -1,16 +1,19 @@
 """`dylora evaluate`: a run folder -> figures on its validation rows, kept in the folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
+from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.stored import Rows
 from dylora_moe.errors import DataError
-from dylora_moe.evaluate.load import load_run
+from dylora_moe.evaluate.load import TrainedRun, load_run, read_config
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
-from dylora_moe.run_dir import DATA, EVAL
+from dylora_moe.run_dir import DATA, EVAL, STAGE, STAGES, RunDir
+from dylora_moe.skills.library import load_library
 from dylora_moe.tuner.head import read_head
 
 
@@ -24,14 +27,7 @@ def evaluate_run(
     """
     trained = load_run(folder, progress=progress)
     config, model = trained.config, trained.model
-    data = build_run_data(config, trained.tokenizer, tell=progress)
-    then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
-    changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
-    if changed:
-        raise DataError(
-            f"the data of {', '.join(changed)} must be what the run was trained with, so that validation rows are "
-            "unseen ones, and it has changed since. Restore the files."
-        )
+    validation = _validation(trained, progress)
     mode: AbstractContextManager[None] = nullcontext()
     if base_alone:
         mode = model.disabled()
@@ -42,10 +38,38 @@ def evaluate_run(
         evaluation = evaluate_domains(
             model,
             read_head(model.lm),
-            data.validation,
+            validation,
             batch_size=config.eval_batch_size,
             pad_token_id=pad_token_id(trained.tokenizer),
         )
     name = "base" if base_alone else f"expert-{expert}" if expert else "routed"
     trained.run.write(f"{EVAL}/{name}.json", asdict(evaluation))
     return evaluation
+
+
+def _validation(trained: TrainedRun, progress: Callable[[str], None]) -> dict[str, Rows]:
+    """Validation rows of every domain, or of every skill of a stream."""
+    if trained.config.mode == "joint":
+        data = build_run_data(trained.config, trained.tokenizer, tell=progress)
+        then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
+        return _unchanged(data, then)
+    rows: dict[str, Rows] = {}
+    for name, skill in load_library(trained.run.path).skills.items():
+        (stage,) = [path for path in trained.run.path.glob(f"{STAGES}/*") if _skill_of(path) == name]
+        data = build_run_data(read_config(RunDir(stage)), trained.tokenizer, tell=progress)
+        rows |= _unchanged(data, {name: skill.record.data})
+    return rows
+
+
+def _skill_of(stage: Path) -> str | None:
+    return RunDir(stage).read(STAGE)["figures"]["skill"] if (stage / STAGE).is_file() else None
+
+
+def _unchanged(data: DataBundle, then: Mapping[str, str]) -> dict[str, Rows]:
+    changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
+    if changed:
+        raise DataError(
+            f"the data of {', '.join(changed)} must be what the run was trained with, so that validation rows are "
+            "unseen ones, and it has changed since. Restore the files."
+        )
+    return data.validation

@@ -87,6 +87,11 @@ class SkillLibrary:
         """Skill -> sample, as a detector takes them."""
         return {name: skill.sample for name, skill in self.skills.items()}
 
+    @property
+    def experts(self) -> dict[str, str]:
+        """Skill -> the expert that serves it."""
+        return {name: skill.record.expert for name, skill in self.skills.items()}
+
     def with_skill(self, skill: Skill) -> "SkillLibrary":
         """With one more skill.
 

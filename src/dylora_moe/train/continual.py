@@ -11,8 +11,7 @@ from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import parse_skills
-from dylora_moe.evaluate.forgetting import summarise
-from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, RunDir
+from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, START, RunDir
 from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, save_library
 from dylora_moe.skills.prototypes import fit_prototypes
 from dylora_moe.train.callbacks.mature import Mature
@@ -25,15 +24,8 @@ from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
 from dylora_moe.train.stage_figures import make_evaluator, measure_base, measure_stage
 from dylora_moe.train.stopping import StopSignals
-from dylora_moe.train.stream import (
-    StageRecord,
-    Stream,
-    check_stream,
-    copy_model,
-    expert_name,
-    open_stream,
-    share_files,
-)
+from dylora_moe.train.stream import StageRecord, Stream, check_stream, expert_name, open_stream, share_files
+from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.train.trackers import check_trackers
 from dylora_moe.tuner.head import read_head
 
@@ -58,10 +50,12 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
         stream = open_stream(config, run, skills, records, stages)
         for place in range(len(skills)):
             _read_data(stream, place, stages)
+        if not (run / START).is_file():
+            run.write(START, {"base_general": measure_base(stream, stages, stop)})
         for place in range(len(records), len(skills)):
             stages.tell(f"Skill {place + 1} of {len(skills)}: {skills[place].name}")
             _learn(stream, place, stages, stop)
-        return _finish(stream)
+        return finish_stream(run)
 
 
 def _read_data(stream: Stream, place: int, stages: Stages) -> None:
@@ -130,7 +124,7 @@ def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features
 
 def _grow(stream: Stream, place: int, config: RunConfig) -> str:
     """The new expert of a stage, in the model from now on; the first one, or that of a trained stage, is there."""
-    model, known = stream.model, set(stream.experts.values())
+    model, known = stream.model, set(stream.library.experts.values())
     if new := [name for name in model.expert_names if name not in known]:
         return new[0]
     set_seed(stream.config.seed + place)
@@ -173,7 +167,7 @@ def _train(stream: Stream, place: int, config: RunConfig, expert: str, stages: S
         expert=expert,
     )
     grows_up = [Mature(lambda maturity: model.set_maturity(expert, maturity), config.maturity_ratio)]
-    is_new = expert not in stream.experts.values()
+    is_new = expert not in stream.library.experts.values()
     with tracking(config, stage, stages) as trackers:
         checkpoint = find_start(stage, config, stages.tell)
         fit(session, checkpoint, trackers, stages, stop, callbacks=grows_up if is_new and config.maturity_ratio else ())
@@ -201,30 +195,3 @@ def _commit(
     save_library(stream.library, stage.path)
     stage.write(STAGE, asdict(record))
     stream.records.append(record)
-
-
-def _finish(stream: Stream) -> dict[str, Any]:
-    run, last = stream.run, stream.stage(len(stream.skills) - 1)
-    copy_model(last / FINAL, run / FINAL)
-    save_library(stream.library, run.path)
-    summary = summarise(
-        [record.figures for record in stream.records],
-        base_losses={record.figures.skill: record.base_loss for record in stream.records},
-        base_general=measure_base(stream),
-        experts=stream.experts,
-    )
-    stages = [
-        {"skill": record.figures.skill, "decision": asdict(record.decision) | {"expert": record.expert}}
-        | {"base_loss": record.base_loss, "figures": asdict(record.figures)}
-        for record in stream.records
-    ]
-    result = {
-        "run": str(run.path),
-        "base_model": stream.config.base_model,
-        "experts": list(stream.model.expert_names),
-        "parameters": [asdict(part) for part in count_parameters(stream.model)],
-        "stages": stages,
-        "summary": asdict(summary),
-    }
-    run.write(RESULT, result)
-    return result

@@ -36,7 +36,7 @@ def measure_stage(stream: Stream, skill: str, before: float, stages: Stages, sto
     found = {name: make_evaluator(stream, name, stages).run(stream.model, stop.check) for name in stream.library.skills}
     return StageFigures(
         skill=skill,
-        expert=stream.experts[skill],
+        expert=stream.library.experts[skill],
         before=before,
         losses={name: evaluation.mean_loss for name, evaluation in found.items()},
         accuracies=_accuracies(stream, stop),
@@ -46,10 +46,11 @@ def measure_stage(stream: Stream, skill: str, before: float, stages: Stages, sto
     )
 
 
-def measure_base(stream: Stream) -> float:
+def measure_base(stream: Stream, stages: Stages, stop: StopSignals) -> float:
     """The base's loss on general text, nats a token."""
+    stages.tell("Measuring the base on general text ...")
     with stream.model.disabled():
-        return _general(stream, Stages(), StopSignals())
+        return _general(stream, stages, stop)
 
 
 def _general(stream: Stream, stages: Stages, stop: StopSignals) -> float:

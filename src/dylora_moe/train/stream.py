@@ -66,7 +66,6 @@ class Stream:
         library: Of the skills learned so far.
         records: Of the stages that count.
         data: Skill -> its rows, as far as they were needed.
-        base_general: The base's loss on general text.
     """
 
     config: RunConfig
@@ -85,11 +84,6 @@ class Stream:
     def stage_config(self, place: int) -> RunConfig:
         """A stage as the run that it is: the skill's data, and its expert alone."""
         return stage_config(self.config, self.skills[place], self.stage(place))
-
-    @property
-    def experts(self) -> dict[str, str]:
-        """Skill -> its expert."""
-        return {name: skill.record.expert for name, skill in self.library.skills.items()}
 
     def check_data(self, place: int, data: DataBundle) -> None:
         """See that a skill learned before has the rows that it was learned from.
@@ -142,11 +136,11 @@ def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
     return config.model_copy(update=changed)
 
 
-def read_stages(run: RunDir) -> list[tuple[str, StageRecord]]:
+def read_stages(run: RunDir) -> list[tuple[Path, StageRecord]]:
     """(folder, record) of each stage that counts, in their order."""
     folders = sorted(path for path in run.path.glob(f"{STAGES}/*") if (path / STAGE).is_file())
     adapter = TypeAdapter(StageRecord)
-    return [(path.name, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
+    return [(path, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
 
 
 def check_stream(run: RunDir, config: RunConfig, skills: Sequence[Skill]) -> list[StageRecord]:
@@ -175,7 +169,7 @@ def check_stream(run: RunDir, config: RunConfig, skills: Sequence[Skill]) -> lis
         if wanted != record.figures.skill:
             raise RunError(
                 f"skill {place + 1} of the stream in {run.path} was {record.figures.skill!r}, and is {wanted!r} now. "
-                f"Skills are added at the end; take stages back with `dylora experts rollback` ({folder})."
+                f"Skills are added at the end; take stages back with `dylora experts rollback` ({folder.name})."
             )
     return [record for _, record in stages]
 

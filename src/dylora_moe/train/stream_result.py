@@ -1,0 +1,94 @@
+"""What a stream has come to, from its stages on disk; and the way back to before any of them. Needs no model."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dylora_moe.errors import RunError
+from dylora_moe.evaluate.forgetting import summarise
+from dylora_moe.report.page import render_stream
+from dylora_moe.run_dir import FINAL, REPORT, RESULT, START, UNDONE, RunDir
+from dylora_moe.skills.library import RECORD, TENSORS, load_library
+from dylora_moe.train.stream import StageRecord, copy_model, read_stages
+from dylora_moe.tuner.exchange import read_description
+
+
+def finish_stream(run: RunDir) -> dict[str, Any]:
+    """Make the last stage's model that of the run, and write its result and its report."""
+    folder, records = read_stages(run)[-1][0], [record for _, record in read_stages(run)]
+    copy_model(folder / FINAL, run / FINAL)
+    for name in (RECORD, TENSORS):
+        shutil.copyfile(folder / name, run / name)
+    result = _make_result(run, records, load_library(folder).experts)
+    run.write(REPORT, render_stream(result))
+    run.write(RESULT, result)
+    return result
+
+
+def rollback(path: Path, skill: str) -> dict[str, Any]:
+    """Take a stream back to before a skill came; what is undone is kept in `undone/`.
+
+    Returns:
+        The folder that the undone stages are in, their names, and the skills that are left.
+
+    Raises:
+        RunError: The folder is no stream, or no stage of it is of that skill.
+    """
+    run = RunDir(path)
+    with run.locked():
+        stages = read_stages(run)
+        names = [record.figures.skill for _, record in stages]
+        if skill not in names:
+            known = ", ".join(names) or "none: it is no stream, or has learned nothing yet"
+            raise RunError(f"the skill to go back before must be one that {path} has learned ({known}), got {skill!r}.")
+        place = names.index(skill)
+        kept = _next_folder(run / UNDONE)
+        (run / RESULT).unlink(missing_ok=True)
+        # From the last one, so that what is left is a stream at any moment.
+        undone = [folder for folder in reversed(sorted(stages[0][0].parent.iterdir())) if folder >= stages[place][0]]
+        for folder in undone:
+            os.replace(folder, kept / folder.name)
+        if place:
+            finish_stream(run)
+        else:
+            shutil.rmtree(run / FINAL, ignore_errors=True)
+            for name in (RECORD, TENSORS, REPORT):
+                (run / name).unlink(missing_ok=True)
+    return {"undone": [folder.name for folder in reversed(undone)], "folder": str(kept), "skills": names[:place]}
+
+
+def _make_result(run: RunDir, records: Sequence[StageRecord], experts: dict[str, str]) -> dict[str, Any]:
+    description = read_description(run / FINAL)
+    summary = summarise(
+        [record.figures for record in records],
+        base_losses={record.figures.skill: record.base_loss for record in records},
+        base_general=run.read(START)["base_general"],
+        experts=experts,
+    )
+    stages = [
+        {
+            "skill": record.figures.skill,
+            "decision": asdict(record.decision) | {"expert": record.expert},
+            "base_loss": record.base_loss,
+            "figures": asdict(record.figures),
+        }
+        for record in records
+    ]
+    return {
+        "run": str(run.path),
+        "base_model": description["base"],
+        "experts": [expert["name"] for expert in description["experts"]],
+        "stages": stages,
+        "summary": asdict(summary),
+    }
+
+
+def _next_folder(parent: Path) -> Path:
+    number = 1
+    while (parent / str(number)).exists():
+        number += 1
+    (parent / str(number)).mkdir(parents=True)
+    return parent / str(number)
