@@ -41,8 +41,7 @@ def lean_process() -> Iterator[None]:
     """
     import torch
 
-    from dylora_moe.train import needs
-    from dylora_moe.train import run as run_module
+    from dylora_moe.train import fitting, needs
 
     plans: dict[Any, Any] = {}
 
@@ -52,7 +51,7 @@ def lean_process() -> Iterator[None]:
             plans[key] = needs.plan_memory(session, trainer)
         return plans[key]
 
-    run_module.plan_memory = plan_memory
+    fitting.plan_memory = plan_memory
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.collect()
@@ -60,7 +59,7 @@ def lean_process() -> Iterator[None]:
     yield
     gc.unfreeze()
     torch.set_num_threads(before)
-    run_module.plan_memory = needs.plan_memory
+    fitting.plan_memory = needs.plan_memory
 
 
 @pytest.fixture(scope="session")

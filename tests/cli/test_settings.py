@@ -15,6 +15,16 @@ from dylora_moe.errors import ConfigError
 # Setting -> a value as it is typed, not the default, and the value that it means; booleans are apart.
 TYPED: dict[str, tuple[str, Any]] = {
     "base_model": ("./base", "./base"),
+    "mode": ("continual", "continual"),
+    "skills": ("requests, rows.jsonl", ("requests", "rows.jsonl")),
+    "max_experts": ("5", 5),
+    "novelty_detector": ("cosine", "cosine"),
+    "false_growth_rate": ("0.02", 0.02),
+    "feature_rows": ("50", 50),
+    "served_share": ("0.5", 0.5),
+    "unsure_rate": ("0.05", 0.05),
+    "unsure_answer": ("dense", "dense"),
+    "maturity_ratio": ("0.25", 0.25),
     "output_dir": ("/tmp/x", Path("/tmp/x")),
     "run_name": ("other", "other"),
     "seed": ("7", 7),
@@ -81,9 +91,14 @@ SWITCHES = (
     "dataloader_pin_memory",
     "load_best_model_at_end",
     "allow_expert_growth",
+    "warm_start",
 )
 # Settings that need others beside them.
-NEEDED: dict[str, dict[str, Any]] = {"early_stopping_patience": {"eval_steps": 100}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "early_stopping_patience": {"eval_steps": 100},
+    "mode": {"skills": ["flask"]},
+    "skills": {"mode": "continual"},
+}
 
 
 def parse(*arguments: str) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def test_target_words_stay_words(typed: str, value: str) -> None:
     assert make_config(parse("--target_modules", typed)).target_modules == value
 
 
-@pytest.mark.parametrize("flag", ["--datasets", "--target_modules"])
+@pytest.mark.parametrize("flag", ["--datasets", "--skills", "--target_modules"])
 def test_an_empty_list_is_given_all_the_same(flag: str) -> None:
     assert parse(flag, "") == {flag[2:]: []}
 

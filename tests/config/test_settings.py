@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from dylora_moe.config import RunConfig, make_config
+from dylora_moe.config import RunConfig, make_config, remarks, to_yaml
+from dylora_moe.config.presets import PRESETS, SCENARIOS, with_preset
 from dylora_moe.errors import ConfigError
 
 # Every setting, at another value than its default. A setting is part of recipes, flags and run folders for ever:
@@ -13,7 +15,6 @@ from dylora_moe.errors import ConfigError
 ALL_CHANGED: dict[str, Any] = {
     "base_model": "./base",
     "num_experts": 8,
-    "allow_expert_growth": False,
     "lora_r": 24,
     "lora_alpha": 7,
     "lora_dropout": 0,
@@ -27,6 +28,18 @@ ALL_CHANGED: dict[str, Any] = {
     "balance_coefficient": 0.02,
     "z_coefficient": 1e-3,
     "execution": "grouped",
+    "mode": "joint",
+    "skills": [],
+    "allow_expert_growth": False,
+    "max_experts": 6,
+    "novelty_detector": "mahalanobis",
+    "false_growth_rate": 0.02,
+    "feature_rows": 50,
+    "served_share": 0.5,
+    "unsure_rate": 0.05,
+    "unsure_answer": "dense",
+    "maturity_ratio": 0.25,
+    "warm_start": True,
     "datasets": ["requests", {"path": "rows.jsonl", "domain": "\u00e9", "num_examples": 3}],
     "data_registry": {"mine": {"path": "rows.jsonl"}},
     "validation_split": 0.25,
@@ -78,14 +91,28 @@ ALL_CHANGED: dict[str, Any] = {
     "sample_tokens": 0,
 }
 SETTINGS = list(ALL_CHANGED)
-# What stays at its default above: ways of mixing that exclude interleaved_sampling, what excludes resume, and what this
-# version refuses.
+# What stays at its default above: ways of mixing that exclude interleaved_sampling, what excludes resume, and what
+# makes a stream of skills, which go together and refuse much of the above.
 ALONE = {
     "domain_weights": {"code": 2, "maths": 0.5},
     "sampling_temperature": 2,
     "wandb_checkpoint_artifact": "user/project/name:v0",
 }
-REFUSED = ["allow_expert_growth"]
+REFUSED = ["mode", "skills"]
+STREAM: dict[str, Any] = {
+    "mode": "continual",
+    "skills": ["flask", {"skill": "maths", "datasets": ["sums.jsonl"], "decision": "grow", "lora_r": 8}],
+}
+NOT_OF_STREAMS = {
+    "granularity",
+    "router_scope",
+    "top_k",
+    "interleaved_sampling",
+    "domain_weights",
+    "sampling_temperature",
+    "metric_for_best_model",
+    "wandb_checkpoint_artifact",
+}
 
 
 def message(call: Any, *arguments: Any, **keywords: Any) -> str:
@@ -192,6 +219,22 @@ BAD_VALUES = [
     ("save_total_limit", 0),
     ("resume", 3),
     ("sample_tokens", -1),
+    ("mode", "stream"),
+    ("skills", "flask"),
+    ("skills", [3]),
+    ("allow_expert_growth", "maybe"),
+    ("max_experts", 0),
+    ("novelty_detector", "euclid"),
+    ("false_growth_rate", 0),
+    ("false_growth_rate", 0.5),
+    ("feature_rows", 19),
+    ("served_share", 0),
+    ("unsure_rate", 0),
+    ("unsure_rate", 0.5),
+    ("unsure_answer", "nobody"),
+    ("maturity_ratio", -0.1),
+    ("maturity_ratio", 1.1),
+    ("warm_start", "maybe"),
 ]
 
 
@@ -234,7 +277,22 @@ def test_all_bad_values_are_told_at_once() -> None:
         ({"lora_r": 4}, ["lora_r", "got 4", "Take 8"]),
         ({"early_stopping_patience": 3}, ["early_stopping_patience", "eval_steps"]),
         ({"wandb_checkpoint_artifact": "u/p/n:v0", "resume": "never"}, ["wandb_checkpoint_artifact", "resume"]),
-        ({"allow_expert_growth": True}, ["allow_expert_growth must be false", "num_experts"]),
+        ({"allow_expert_growth": True}, ["allow_expert_growth: true must", "got mode: joint", "Set num_experts"]),
+        ({"skills": ["flask", "mbpp"]}, ["skills must", "mode: continual", "got 2 with mode: joint", "datasets"]),
+        ({"mode": "continual"}, ["skills must be given", "got none", "Give a list"]),
+        (STREAM | {"granularity": "token"}, ["granularity must be sequence", "got token", "Leave it out"]),
+        (STREAM | {"router_scope": "per_layer"}, ["router_scope must be shared", "got per_layer", "Leave it out"]),
+        (STREAM | {"top_k": 2}, ["top_k must be 1", "got 2", "Leave it out"]),
+        (STREAM | {"interleaved_sampling": True}, ["interleaved_sampling must not", "got True", "Leave it out"]),
+        (STREAM | {"domain_weights": {"flask": 2}}, ["domain_weights must not", "got {'flask': 2.0}", "Leave it out"]),
+        (STREAM | {"sampling_temperature": 2}, ["sampling_temperature must not", "got 2.0", "Leave it out"]),
+        (STREAM | {"metric_for_best_model": "eval_x_loss"}, ["metric_for_best_model must", "got eval_x_loss", "Leave"]),
+        (STREAM | {"resume": "runs/a/checkpoints/7"}, ["resume must be auto or never", "got runs/a", "Leave it out"]),
+        (
+            STREAM | {"wandb_checkpoint_artifact": "u/p/n:v0"},
+            ["wandb_checkpoint_artifact must", "got u/p/n:v0", "Leave"],
+        ),
+        (STREAM | {"lora_r": 12}, ["lora_r must be a multiple of 8 with mode: continual", "got 12", "Take 16."]),
         ({"report_to": ["wandb", "wandb"]}, ["report_to", "once", "wandb, wandb"]),
         ({"fp16": True, "bf16": True}, ["fp16", "bf16", "exclude"]),
         ({"interleaved_sampling": True, "sampling_temperature": 2}, ["sampling_temperature", "exclude", "Choose one"]),
@@ -248,3 +306,75 @@ def test_settings_that_cannot_work_together_are_refused(values: dict[str, Any], 
 
 def test_a_single_lora_may_have_any_rank_and_one_expert_of_one() -> None:
     assert make_config({"num_experts": 1, "lora_r": 12}).lora_r == 12
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in REFUSED])
+def test_a_stream_refuses_nothing_else(name: str) -> None:
+    """Of all settings only those of `test_settings_that_cannot_work_together_are_refused` do not go with a stream."""
+    value = ALONE.get(name, ALL_CHANGED[name])
+    needed = {"early_stopping_patience": {"eval_steps": 100}, "fp16": {"bf16": False}}.get(name, {})
+    if name in NOT_OF_STREAMS:
+        message(make_config, STREAM | needed | {name: value})
+    else:
+        make_config(STREAM | needed | {name: value})
+
+
+def test_a_stream_is_written_and_read_again() -> None:
+    config = make_config(STREAM | {"allow_expert_growth": True, "resume": "never"})
+    assert config.skills == tuple(STREAM["skills"])
+    assert make_config(yaml.safe_load(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *SCENARIOS])
+def test_a_stream_goes_with_every_preset(name: str) -> None:
+    flags = {"preset": name} if name in PRESETS else {"scenario": name}
+    assert remarks(make_config(with_preset(STREAM, flags))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"max_experts": 3}, "max_experts has no effect with mode joint: set mode: continual"),
+        ({"warm_start": True, "served_share": 0.6}, "served_share and warm_start have no effect with mode joint"),
+        (STREAM | {"datasets": ["mbpp"]}, "datasets has no effect with mode continual"),
+        (STREAM | {"num_experts": 8}, "num_experts has no effect with mode continual: experts come with new skills"),
+        (STREAM | {"num_experts": 1}, "num_experts has no effect with mode continual"),
+        (STREAM | {"balance_coefficient": 0.0}, "balance_coefficient has no effect with mode continual"),
+        (
+            STREAM | {"z_coefficient": 1e-3, "router_learning_rate": 1e-4},
+            "router_learning_rate and z_coefficient have no effect with mode continual: its router is not trained",
+        ),
+        (STREAM | {"temperature": 0.7}, "temperature has no effect with maturity_ratio 0 and unsure_answer base"),
+        (
+            STREAM | {"novelty_detector": "cosine", "false_growth_rate": 0.02},
+            "false_growth_rate has no effect with novelty_detector cosine",
+        ),
+        (
+            STREAM | {"allow_expert_growth": False, "max_experts": 3},
+            "max_experts has no effect with allow_expert_growth false",
+        ),
+        (STREAM | {"maturity_ratio": 0.75}, "maturity_ratio 0.75 is above 0.5, the highest recommended: longer help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_does_nothing_in_a_mode_is_remarked_on(values: dict[str, Any], told: str) -> None:
+    (remark,) = remarks(make_config(values))
+    assert told in remark and remark.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mode": "joint", "allow_expert_growth": False},
+        STREAM,
+        STREAM | {"temperature": 0.7, "maturity_ratio": 0.2},
+        STREAM | {"temperature": 0.7, "unsure_answer": "dense"},
+        STREAM | {"false_growth_rate": 0.02},
+        STREAM | {"allow_expert_growth": False},
+        STREAM | {"max_experts": 3},
+        STREAM | {"granularity": "sequence", "router_scope": "shared", "top_k": 1},
+    ],
+    ids=str,
+)
+def test_what_does_something_in_a_mode_is_not(values: dict[str, Any]) -> None:
+    assert remarks(make_config(values)) == []

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.data.source_files import lines, load, mbpp_rows, pairs
 
 from dylora_moe.data.sources import (
     REGISTRY,
     DatasetSpec,
     check_path,
+    draw_rows,
     extend_registry,
     parse_dataset_spec,
 )
@@ -30,6 +33,7 @@ needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the real fi
             DatasetSpec(path="r", domain="d", format="alpaca", num_examples=3, licence="MIT"),
         ),
         ({"name": "flask", "on_bad_row": "skip"}, DatasetSpec(name="flask", on_bad_row="skip")),
+        ({"name": "flask", "part": "2/10"}, DatasetSpec(name="flask", part="2/10")),
     ],
 )
 def test_entries_are_parsed(value, spec):
@@ -56,6 +60,10 @@ def test_entries_are_parsed(value, spec):
         ({"path": "r", "keep_all": "yes"}, "true or false"),
         ({"path": "r", "columns": ["prompt"]}, "must map names to names"),
         ({"path": "r", "columns": {"prompt": 3}}, "must map names to names"),
+        *[
+            ({"path": "r", "part": part}, f"must be one of so many, such as 1/2 or 2/2, got {part!r}")
+            for part in ("0/2", "3/2", "1/0", "1", "1/2/3", "-1/2", "1.5/2", " 1/2", "", "half", 0.5, 2, True, [1, 2])
+        ],
         (DatasetSpec(name="mpbb"), "Did you mean 'mbpp'?"),
     ],
 )
@@ -98,6 +106,29 @@ def test_num_examples_draws_from_a_file_by_seed(tmp_path):
     assert drawn != load({"path": file, "num_examples": 30}, seed=1).examples
     with pytest.raises(DataError, match="at most the 100 training rows"):
         load({"path": file, "num_examples": 101})
+
+
+@given(number=st.integers(1, 60), count=st.integers(1, 60), seed=st.integers(0, 3))
+def test_parts_are_disjoint_and_cover_all_rows(number, count, seed):
+    count = min(number, count)
+    parts = [draw_rows(DatasetSpec(path="r", part=f"{n}/{count}"), number, seed=seed) for n in range(1, count + 1)]
+    assert sorted(place for part in parts for place in part) == list(range(number))
+    assert all(part == sorted(part) for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_parts_are_random_and_drawn_from_by_number():
+    def draw(part, number=None, seed=0):
+        return draw_rows(DatasetSpec(path="r", part=part, num_examples=number), 100, seed=seed)
+
+    assert draw("1/2") == draw("1/2") != draw("1/2", seed=1)
+    assert sum(place < 50 for place in draw("1/2")) not in (0, 50) and draw("1/2") != list(range(0, 100, 2))
+    assert len(draw("1/2", 7)) == 7 and set(draw("1/2", 7)) < set(draw("1/2"))
+    assert draw("1/2", 50) == draw("1/2")
+    with pytest.raises(DataError, match=r"at most the 50 training rows of part 2/2, got 51\. Lower it, or take larger"):
+        draw("2/2", 51)
+    with pytest.raises(DataError, match="leave each part a training row, got 101/101 of 100 rows"):
+        draw("101/101")
 
 
 def test_a_local_copy_takes_the_defaults_of_its_name(tmp_path):

@@ -1,6 +1,7 @@
 """A library comes back as it was written, refuses what is of another source, and grows by little."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_another_one_is_made_and_the_old_one_stays() -> None:
     two = one.with_skill(make("b"))
     assert list(one.skills) == ["a"] and list(two.without_skill("a").skills) == ["b"]
     assert two.skills["a"] is one.skills["a"]
+    assert two.experts == {"a": "a_expert", "b": "b_expert"}
+
+
+def test_a_loss_is_set_once_it_is_measured(tmp_path: Path) -> None:
+    before = build("a", "b")
+    after = before.with_loss("b", 0.25)
+    assert after.skills["b"].record == replace(before.skills["b"].record, loss=0.25)
+    assert before.skills["b"].record.loss == 0.75 and after.skills["a"] is before.skills["a"]
+    assert after.skills["b"].sample is before.skills["b"].sample
+    save_library(after, tmp_path)
+    assert load_library(tmp_path).skills["b"].record.loss == 0.25
 
 
 def test_what_does_not_belong_is_refused() -> None:

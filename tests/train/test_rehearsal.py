@@ -9,8 +9,7 @@ from tests.train.whole import HARD
 from dylora_moe.config import RunConfig
 from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train import keeper, rehearsal
-from dylora_moe.train import run as run_module
+from dylora_moe.train import fitting, keeper, rehearsal
 from dylora_moe.train.needs import count_work, largest_batch, make_workload
 from dylora_moe.train.rehearsal import rehearse
 from dylora_moe.train.run import train
@@ -90,7 +89,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(
     from dylora_moe.train import needs
 
     monkeypatch.setattr(needs, "available_memory", lambda device: 1000)
-    monkeypatch.setattr(run_module, "plan_memory", needs.plan_memory)
+    monkeypatch.setattr(fitting, "plan_memory", needs.plan_memory)
     config = tiny_config()
     for attempt in (rehearse, train):
         with pytest.raises(RunError, match="must fit into memory"):
@@ -118,7 +117,7 @@ def test_batches_are_split_when_that_makes_them_fit(
         return make_plan(estimator, replace(work, evaluation=None), need, margin=0.0)
 
     monkeypatch.setattr(needs, "make_plan", tight)
-    monkeypatch.setattr(run_module, "plan_memory", needs.plan_memory)
+    monkeypatch.setattr(fitting, "plan_memory", needs.plan_memory)
     compute, rows = RoutedTrainer.compute_loss, set()
 
     def spy(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

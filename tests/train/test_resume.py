@@ -18,7 +18,7 @@ from tests.train.whole import HARD, outcome
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train import run as run_module
+from dylora_moe.train import fitting
 from dylora_moe.train.checkpoint import find_newest
 from dylora_moe.train.run import train
 
@@ -72,7 +72,7 @@ def test_a_run_that_stopped_behind_its_last_step_only_ends(
 
     for name in ("_result", "save_model"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(run_module, name, stopping)
+            patch.setattr(fitting, name, stopping)
             train(config)
     stop_at(monkeypatch, 0)  # no step is made again
     train(config)

@@ -17,8 +17,7 @@ from tests.train.whole import HARD, outcome
 from dylora_moe.config import RunConfig
 from dylora_moe.errors import RunError
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train import evaluator, keeper
-from dylora_moe.train import run as run_module
+from dylora_moe.train import evaluator, fitting, keeper
 from dylora_moe.train import session as session_module
 from dylora_moe.train.run import train
 from dylora_moe.train.session import build_trainer
@@ -58,7 +57,7 @@ def steps_kept(config: RunConfig) -> int:
 
 PLACES = {
     "before anything": (session_module, "load_base", 1, -1),
-    "answers before": (run_module, "generate_answers", 1, -1),
+    "answers before": (fitting, "generate_answers", 1, -1),
     "measuring before": (evaluator, "evaluate_domains", 1, -1),
     "first step": (RoutedTrainer, "compute_loss", 1, 0),
     "first pass of a step": (RoutedTrainer, "compute_loss", 3, 1),
@@ -69,8 +68,8 @@ PLACES = {
     "saving after an evaluation": (keeper, "save_optimizer", 2, 6),
     "the last evaluation": (evaluator, "evaluate_domains", 4, 13),
     "saving the last step": (keeper, "save_optimizer", 5, 13),
-    "answers after": (run_module, "generate_answers", 2, 13),
-    "writing the model": (run_module, "save_model", 1, 13),
+    "answers after": (fitting, "generate_answers", 2, 13),
+    "writing the model": (fitting, "save_model", 1, 13),
 }
 
 
@@ -250,7 +249,7 @@ def test_an_update_that_fails_is_never_kept(tiny_config: Callable[..., RunConfig
     assert outcome(RunDir(config.run_dir)) == whole
 
 
-@pytest.mark.parametrize("owner, name", [(RunDir, "copy_from"), (RunDir, "clear"), (run_module, "view_data")])
+@pytest.mark.parametrize("owner, name", [(RunDir, "copy_from"), (RunDir, "clear"), (fitting, "view_data")])
 def test_a_signal_while_the_folder_is_filled_costs_nothing(
     tiny_config: Callable[..., RunConfig], whole: dict[str, Any], owner: Any, name: str
 ) -> None:

@@ -23,7 +23,8 @@ class DatasetSpec:
         on_bad_row: `stop` with an error that names the rows, or `skip` and count them.
         columns: Field of the format -> column of the data, where they differ: {prompt: question, answer: reply}.
         keep_all: Use all rows of a registry entry, also those that its filter leaves out.
-        part: Use one of several random parts of the training rows that share none: `2/3` for the second of three.
+        part: Use one of several random parts of the training rows that share none: `2/3` for the second of three. A
+            built-in set makes `num_examples` in all, of which this is a part; of others they are drawn from the part.
     """
 
     name: str | None = None

@@ -253,7 +253,7 @@ def _unused_in_streams(config: RunConfig, given: Collection[str]) -> Iterator[st
     if "temperature" in given and not config.maturity_ratio and config.unsure_answer == "base":
         yield "temperature has no effect with maturity_ratio 0 and unsure_answer base: experts work alone."
     if "false_growth_rate" in given and config.novelty_detector != "two_sample":
-        yield f"false_growth_rate has no effect with novelty_detector {config.novelty_detector}, which is not calibrated."
+        yield f"false_growth_rate has no effect with novelty_detector {config.novelty_detector}: its limit is fixed."
     if "max_experts" in given and config.max_experts and config.allow_expert_growth is False:
         yield "max_experts has no effect with allow_expert_growth false: no expert is added."
 

@@ -83,8 +83,8 @@ class RunConfig(RunSettings, TrainingSettings, DataSettings, ContinualSettings, 
                     f"{name} must be {value} with mode: continual, where each prompt goes to the expert of the nearest "
                     f"skill, got {got}. Leave it out."
                 )
-        for name in ("interleaved_sampling", "domain_weights", "sampling_temperature"):
-            if (got := getattr(self, name)) not in (False, None, 1):
+        for name, value in {"interleaved_sampling": False, "domain_weights": None, "sampling_temperature": 1}.items():
+            if (got := getattr(self, name)) != value:
                 raise ValueError(
                     f"{name} must not be given with mode: continual, where all data sets of a skill are one domain, "
                     f"got {got}. Leave it out."

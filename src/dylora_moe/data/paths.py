@@ -1,5 +1,7 @@
 """Settings that name files, made independent of the working directory."""
 
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,12 @@ def _with_full_path(dataset: str | dict[str, Any], registry: Mapping[str, DataSo
 
 def _skill_with_full_paths(skill: str | dict[str, Any], registry: Mapping[str, DataSource]) -> str | dict[str, Any]:
     if isinstance(skill, str) and is_pattern(skill):
-        return str(Path(skill).expanduser().absolute())
+        return str(Path(glob.escape(os.getcwd())) / Path(skill).expanduser())
     if isinstance(skill, str) or not is_skill_mapping(skill):
         return _with_full_path(skill, registry)
-    return {**skill, "datasets": [_with_full_path(dataset, registry) for dataset in skill.get("datasets", [])]}
+    if not isinstance(datasets := skill.get("datasets"), list | tuple):
+        return skill  # to be refused where it is parsed
+    return {**skill, "datasets": [_with_full_path(dataset, registry) for dataset in datasets]}
 
 
 def _full(path: str) -> str:

@@ -194,11 +194,20 @@ def read_source(
 
 
 def draw_rows(spec: DatasetSpec, number: int, *, seed: int) -> Sequence[int]:
-    """Places of the training rows to use, of so many that were read: all, or the `part` and `num_examples` of them."""
+    """Places of the training rows to use, of so many that were read: all, or the `part` and `num_examples` of them.
+
+    Raises:
+        DataError: The part has no row, or fewer than `num_examples`.
+    """
     chosen: Sequence[int] = range(number)
     if spec.part is not None:
         index, count = parse_part(spec.part)
         chosen = random.Random(f"{seed}/part").sample(chosen, number)[index - 1 :: count]
+        if not chosen:
+            raise DataError(
+                f"part of a datasets entry must leave each part a training row, got {spec.part} of {number} rows. "
+                "Take fewer parts."
+            )
         if spec.num_examples is not None and spec.num_examples > len(chosen):
             raise DataError(
                 f"num_examples must be at most the {len(chosen)} training rows of part {spec.part}, got "

@@ -1,12 +1,13 @@
 """Entries of `skills` -> skills by name, each with the data sets that it is learned from."""
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dylora_moe.config import SKILL_KEYS, DatasetSpec, SkillSpec
+from dylora_moe.config import DATASET_KEYS, SKILL_KEYS, DatasetSpec, SkillSpec
 from dylora_moe.config.continual import Action
 from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.data.registry import REGISTRY, DataSource
@@ -53,13 +54,16 @@ def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] =
 
 
 def is_pattern(entry: str) -> bool:
-    """True for what stands for all files and folders that it matches, such as `incoming/*`."""
-    return glob.has_magic(entry)
+    """True for what stands for all files and folders that it matches, such as `incoming/*`.
+
+    What is there under that very name is no pattern: brackets may be in the name of a file.
+    """
+    return glob.has_magic(entry) and not Path(entry).expanduser().exists()
 
 
 def is_skill_mapping(entry: Mapping[str, Any]) -> bool:
     """True for a mapping with the keys of `SkillSpec`, false for one data set."""
-    return bool(set(entry) & {"skill", "datasets"})
+    return not set(entry).isdisjoint(SKILL_KEYS)
 
 
 def _expand(entry: object) -> list[object]:
@@ -67,8 +71,11 @@ def _expand(entry: object) -> list[object]:
         return [entry]
     found = sorted(glob.glob(str(Path(entry).expanduser())))
     if not found:
-        raise DataError(f"A pattern in skills must match files or folders, got {entry!r}, which matches none yet.")
-    return list(found)
+        raise DataError(
+            f"A pattern in skills must match files or folders, got {entry!r}, which matches none. Mend it, or start "
+            "when there are some."
+        )
+    return [DatasetSpec(path=path) for path in found]  # never a name of the registry
 
 
 def _parse(entry: object, registry: Mapping[str, DataSource]) -> Skill:
@@ -92,6 +99,8 @@ def _as_spec(entry: object) -> SkillSpec:
     for key in entry:
         if key not in SKILL_KEYS:
             hint, known = did_you_mean(nearest(str(key), SKILL_KEYS)), ", ".join(SKILL_KEYS)
+            if key in DATASET_KEYS:
+                hint = f"It says something of a data set: write datasets: [{{{key}: ...}}]."
             raise DataError(f"a key of a skills entry must be one of {known}, got {key!r}. {hint}".strip())
     spec = SkillSpec(**entry)
     _check(spec, entry)
@@ -102,15 +111,15 @@ def _check(spec: SkillSpec, entry: Mapping[str, Any]) -> None:
     if not isinstance(spec.datasets, list | tuple) or not spec.datasets:
         raise DataError(f"datasets of a skills entry must be a list of at least one data set, got {dict(entry)}.")
     if spec.skill is not None and not (isinstance(spec.skill, str) and spec.skill.strip()):
-        raise DataError(f"skill of a skills entry must be a name, got {spec.skill!r}.")
+        raise DataError(f"skill of a skills entry must be a name, got {spec.skill!r}. Leave it out for the data's.")
     if spec.decision is not None and spec.decision not in get_args(Action):
         raise DataError(f"decision of a skill must be one of {', '.join(get_args(Action))}, got {spec.decision!r}.")
-    for key, kind in (("lora_r", int), ("lora_alpha", int | float)):
-        value = getattr(spec, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value <= 0):
-            raise DataError(f"{key} of a skill must be a number above 0, got {value!r}.")
-    if spec.lora_r is not None and spec.lora_r % 8:
-        raise DataError(f"lora_r of a skill must be a multiple of 8, got {spec.lora_r}.")
+    rank, alpha = spec.lora_r, spec.lora_alpha
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0 or rank % 8):
+        raise DataError(f"lora_r of a skill must be a multiple of 8 above 0, got {rank!r}. Take 8 or 16.")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if alpha is not None and not (is_number and 0 < alpha < math.inf):
+        raise DataError(f"lora_alpha of a skill must be a number above 0, got {alpha!r}. Leave it out for the usual.")
 
 
 def _in_domain(dataset: DatasetSpec, name: str) -> dict[str, Any]:

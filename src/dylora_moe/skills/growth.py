@@ -92,6 +92,8 @@ def decide(
     numbers = _numbers(novelty, losses)
     if nearest is None or losses is None:
         reason = "It is the first skill, so it gets an expert."
+        if wanted in ("reuse", "extend"):
+            reason = f"{reason} The recipe says {wanted}, but there is none yet."
         return Decision(kind="grow", expert=None, nearest=None, reason=reason, numbers=numbers)
     if same_data is not None and wanted is None:
         reason = f"Its rows are those of {same_data}, which is learned already."

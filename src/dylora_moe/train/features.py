@@ -11,6 +11,8 @@ import torch
 from dylora_moe.cache.store import cache_folder, forget_unused, materialise
 from dylora_moe.data.batching import Collator, TokenizedRow
 from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.tokenize import IGNORED
+from dylora_moe.errors import DataError
 from dylora_moe.skills.library import Features, Source
 from dylora_moe.tuner import DyLoraModel
 
@@ -44,9 +46,10 @@ def read_features(
         tell: Takes what a person should know.
 
     Raises:
-        TunerError: A row has no prompt.
+        DataError: A row has no prompt.
         CacheError: The cache cannot be written.
     """
+    _check_prompts(rows)
     collate = Collator(pad_token_id=pad_token_id)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
 
@@ -60,7 +63,7 @@ def read_features(
         features[order] = read
         np.save(result / _FILE, features, allow_pickle=False)
 
-    identity = _identify(rows, source, next(model.lm.parameters()).dtype, batch_size)
+    identity = _identify(rows, source, _precision(model), batch_size)
     folder = cache_folder(None, os.environ) / "features" / identity[:32]
     width = int(model.config.get_text_config().hidden_size)
     materialise(folder, build, identity=identity, need_bytes=8 * width * len(rows), progress=tell)
@@ -68,9 +71,23 @@ def read_features(
     return np.load(folder / _FILE, allow_pickle=False)
 
 
-def _identify(rows: Sequence[TokenizedRow], source: Source, dtype: torch.dtype, batch_size: int) -> str:
+def _check_prompts(rows: Sequence[TokenizedRow]) -> None:
+    if bare := sum(row.labels[0] != IGNORED for row in rows):
+        raise DataError(
+            f"Rows of a skill must have a prompt, by which the skill is known, and {bare} of {len(rows)} have none. "
+            "Give them one, or leave them out."
+        )
+
+
+def _precision(model: DyLoraModel) -> str:
+    """Numbers of the base: 4-bit weights give other features than those that they were made from."""
+    four_bit = ", 4 bits" if getattr(model.lm, "is_loaded_in_4bit", False) else ""
+    return f"{next(model.lm.parameters()).dtype}{four_bit}"
+
+
+def _identify(rows: Sequence[TokenizedRow], source: Source, precision: str, batch_size: int) -> str:
     """Rows count with their labels, which say where the prompt ends; the batch size moves the last bits."""
-    digest = hashlib.sha256(f"{source}/{dtype}/{batch_size}".encode())
+    digest = hashlib.sha256(f"{source}/{precision}/{batch_size}".encode())
     for row in rows:
         digest.update(np.asarray([len(row), *row.input_ids, *row.labels], np.int64).tobytes())
     return digest.hexdigest()

@@ -63,6 +63,9 @@ def examine(
         features: Of its prompts.
         config: Of the stream.
         wanted: What the recipe says to do.
+
+    Returns:
+        What was found. Losses are over all validation rows of the skill; the evaluator leaves the model's mode alone.
     """
     with model.disabled():
         base_loss = evaluator.run(model).mean_loss
@@ -109,10 +112,14 @@ def check_rows(skill: Skill, data: DataBundle) -> None:
 
 
 def _judge(library: SkillLibrary, features: Features, config: RunConfig) -> Novelty:
-    """Skills that came with too few prompts to compare are left out; their recipe said what to do with them."""
+    """Skills that came with too few prompts to compare are left out; their recipe said what to do with them.
+
+    Where none is left the nearest is that of the nearest mean, and what is not the very same counts as new: an expert
+    is not trained further for what may be another skill.
+    """
     known = {other: sample for other, sample in library.samples.items() if len(sample) >= MIN_ROWS}
-    if len(features) >= MIN_ROWS:
+    if len(features) >= MIN_ROWS and (known or not library.skills):
         return detector_of(config).judge(features, known)
     distances = {other: float(np.linalg.norm(features.mean(0) - skill.mean)) for other, skill in library.skills.items()}
     nearest = min(distances, key=distances.__getitem__) if distances else None
-    return Novelty(distances=distances, nearest=nearest, threshold=float("inf"))
+    return Novelty(distances=distances, nearest=nearest, threshold=0.0)

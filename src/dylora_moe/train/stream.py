@@ -225,8 +225,10 @@ def share_files(folder: Path, earlier: Path) -> None:
     """Keep experts that two models have in common once on the disk, where its file system can."""
     for path in folder.glob(f"{EXPERTS_FOLDER}/*/*"):
         other = earlier / path.relative_to(folder)
-        if other.is_file() and filecmp.cmp(path, other, shallow=False):
+        # Renaming one name of a file to another one of it does nothing.
+        if other.is_file() and not path.samefile(other) and filecmp.cmp(path, other, shallow=False):
             linked = path.with_name(f".{path.name}.link")
+            linked.unlink(missing_ok=True)
             try:
                 os.link(other, linked)
             except OSError:  # a file system without links keeps both

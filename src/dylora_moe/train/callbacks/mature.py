@@ -18,7 +18,8 @@ class Mature(TrainerCallback):
         self._set_maturity, self._ratio = set_maturity, ratio
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._set_maturity(min(1.0, state.global_step / max(self._ratio * state.max_steps, 1e-9)))
+        rising = self._ratio * state.max_steps
+        self._set_maturity(min(1.0, state.global_step / rising) if rising else 1.0)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._set_maturity(1.0)

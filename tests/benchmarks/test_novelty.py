@@ -1,0 +1,132 @@
+"""benchmarks/novelty.py: its streams, its counts, and a quick run on made-up skills. No figure is judged here."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dylora_moe.data.example import Example, Message
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+SIZES = {"a": 60, "b": 60, "c": 50, "d": 44, "e": 60}
+
+
+@pytest.fixture(scope="module")
+def novelty() -> Iterator[ModuleType]:
+    threads = torch.get_num_threads()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield importlib.import_module("novelty")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+        torch.set_num_threads(threads)
+
+
+def make_pools(novelty: ModuleType) -> dict[str, Any]:
+    """Skills far apart; words around a prompt move it far, too."""
+    pools = {}
+    for index, (name, size) in enumerate(SIZES.items()):
+        draw = np.random.default_rng(index)
+        plain = draw.normal(size=(size, 12)) + 8 * draw.normal(size=12)
+        moved = tuple(plain + 8 * draw.normal(size=12) for _ in novelty.WORDINGS)
+        pools[name] = novelty.Pool(plain=plain, reworded=moved)
+    return pools
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stream_has_every_skill_and_others_after_their_first(novelty: ModuleType, seed: int) -> None:
+    stream = novelty.make_stream(SIZES, seed % 3, 25, seed)
+    assert stream == novelty.make_stream(SIZES, seed % 3, 25, seed) != novelty.make_stream(SIZES, seed % 3, 25, 99)
+    new = [arrival for arrival in stream if arrival.kind == "new"]
+    assert [arrival.skill for arrival in new] == novelty.order_skills(list(SIZES), seed % 3)
+    first = {arrival.skill: arrival for arrival in new}
+    salt = [arrival for arrival in stream if arrival.kind != "new"]
+    assert sorted(arrival.kind for arrival in salt) == ["paraphrase", "repeat", "repeat", "repeat"]
+    assert len({arrival.skill for arrival in salt}) == 4
+    for arrival in salt:
+        assert stream.index(arrival) > stream.index(first[arrival.skill])
+        same = set(arrival.places) & set(first[arrival.skill].places)
+        assert (arrival.wording is None) == (arrival.kind == "repeat")
+        assert same == (set() if arrival.kind == "repeat" else set(arrival.places))
+    for arrival in stream:
+        assert len(set(arrival.places)) == min(25, SIZES[arrival.skill] // 2)
+        assert max(arrival.places) < SIZES[arrival.skill]
+
+
+def test_there_are_three_orders_of_the_same_skills(novelty: ModuleType) -> None:
+    orders = [novelty.order_skills(list("abcdefgh"), order) for order in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list("abcdefgh") for order in orders)
+
+
+def test_other_words_stand_around_the_last_prompt_alone(novelty: ModuleType) -> None:
+    roles = [("system", "s"), ("user", "one"), ("assistant", "x"), ("user", "two"), ("assistant", "y")]
+    messages = tuple(Message(role=role, content=text) for role, text in roles)  # type: ignore[arg-type]
+    example = Example(messages=messages, domain="d", source="s")
+    for wording, (before, after) in enumerate(novelty.WORDINGS):
+        found = [message.content for message in novelty.reword(example, wording).messages]
+        assert found == ["s", "one", "x", f"{before}two{after}", "y"]
+
+
+def test_mistakes_are_counted_by_kind(novelty: ModuleType) -> None:
+    rows = [
+        ("a", "new", "grow", None),
+        ("b", "new", "extend", "a"),
+        ("a", "repeat", "grow", "a"),
+        ("a", "repeat", "extend", "b"),
+        ("b", "paraphrase", "grow", "b"),
+    ]
+    records = [dict(zip(("skill", "kind", "decision", "nearest"), row, strict=True)) for row in rows]
+    assert novelty.count(records) == {
+        "false growth on repeats": (1, 2),
+        "missed new skills": (1, 1),
+        "wrong nearest": (1, 3),
+        "paraphrases called new": (1, 1),
+    }
+
+
+def test_intervals_are_those_of_the_textbook(novelty: ModuleType) -> None:
+    """Newcombe, Two-Sided Confidence Intervals for the Single Proportion, 1998, table I, method 3."""
+    assert novelty.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert novelty.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert novelty.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert novelty.wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_a_quick_run_writes_every_decision(
+    novelty: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(novelty, "read_pools", lambda *args: make_pools(novelty))
+    output = tmp_path / "figures" / "novelty.json"
+    arguments = ["--data", str(tmp_path), "--seeds", "1", "--rows", "20", "--pairs", "1", "--output", str(output)]
+    done = CliRunner().invoke(novelty.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and "mahalanobis" in done.output, done.output
+    report: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    for name, records in report["decisions"].items():
+        assert [record["place"] for record in records] == list(range(len(SIZES) + 4))
+        counts = report["summary"][name]
+        totals = [total for _, total in counts.values()]
+        assert totals == [3, 4, 4, 1]
+    assert report["summary"]["two_sample"]["missed new skills"][0] == 0
+    assert report["summary"]["two_sample"]["paraphrases called new"][0] == 1
+    assert report["rate"]["total"] == len(SIZES) and set(report["rate"]["new_by_skill"]) == set(SIZES)
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the folder shared/data beside the repository")
+def test_real_skills_are_there_and_give_distinct_prompts(novelty: ModuleType) -> None:
+    found = novelty.entries(SHARED, 40)
+    assert len(found) >= 10
+    assert all(Path(entry["path"]).exists() for entry in found.values() if "path" in entry)
+    for name in ("requests", "mbpp"):
+        examples = novelty.read_examples(found[name], 40)
+        assert 30 <= len(examples) <= 40 and len(set(examples)) == len(examples)
