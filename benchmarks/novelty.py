@@ -150,7 +150,7 @@ def read_pools(data: Path, base_name: str, tap_layer: int, number: int, max_leng
 def order_skills(skills: Sequence[str], order: int) -> list[str]:
     """Three orders: by name, by name from the end, and one drawn once."""
     if order == 2:
-        return [skills[place] for place in np.random.default_rng(2).permutation(len(skills))]
+        return np.random.default_rng(2).permutation(list(skills)).tolist()
     return list(reversed(skills)) if order else list(skills)
 
 
@@ -175,7 +175,7 @@ def make_stream(sizes: Mapping[str, int], order: int, wanted: int, seed: int) ->
         halves[skill] = (tuple(places[:rows]), tuple(places[rows : 2 * rows]))
     skills = order_skills(list(sizes), order)
     stream = [Arrival(skill=skill, kind="new", places=halves[skill][0]) for skill in skills]
-    salted = [skills[place] for place in draw.choice(len(skills), _REPEATS + 1, replace=False)]
+    salted = [skills[place] for place in draw.choice(len(skills), _REPEATS + 1, replace=False).tolist()]
     salt = [Arrival(skill=skill, kind="repeat", places=halves[skill][1]) for skill in salted[:_REPEATS]]
     wording = seed % len(WORDINGS)
     salt.append(Arrival(skill=salted[-1], kind="paraphrase", places=halves[salted[-1]][0], wording=wording))

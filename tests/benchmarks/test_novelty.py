@@ -116,10 +116,21 @@ def test_a_quick_run_writes_every_decision(
         counts = report["summary"][name]
         totals = [total for _, total in counts.values()]
         assert totals == [3, 4, 4, 1]
+    repeats = [record for record in report["decisions"]["two_sample"] if record["kind"] == "repeat"]
+    assert all(record["nearest"] == record["skill"] for record in repeats)
     assert report["summary"]["two_sample"]["missed new skills"][0] == 0
     assert report["summary"]["two_sample"]["paraphrases called new"][0] == 1
     assert report["rate"]["total"] == len(SIZES) and set(report["rate"]["new_by_skill"]) == set(SIZES)
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_copies_are_left_out_and_no_more_than_asked_are_drawn(novelty: ModuleType, tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {number} times seven?", "answer": f"It is {7 * number}."} for number in range(1, 31)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows]), encoding="utf-8")
+    found = [example.answer for example in novelty.read_examples({"path": str(path)}, 60)]
+    assert len(found) == len(set(found)) > 0
+    assert len(novelty.read_examples({"path": str(path)}, 5)) <= 5
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the folder shared/data beside the repository")

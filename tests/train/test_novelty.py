@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tests.tiny import WORDS, write_lines
+from tests.tiny import WORDS, settings, write_lines
 
 from dylora_moe.bases import LoadedBase
-from dylora_moe.config import RunConfig, make_config
+from dylora_moe.config import make_config
 from dylora_moe.data.batching import Collator
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.bundle import DataBundle
@@ -72,26 +72,33 @@ class Bench:
         )
 
 
+@pytest.fixture(scope="module")
+def prepared(
+    tiny_base: Path, loaded: tuple[LoadedBase, DataBundle], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, DataBundle]:
+    """Kind -> its data."""
+    folder = tmp_path_factory.mktemp("kinds")
+    files = {
+        kind: write_lines(folder / f"{kind}.jsonl", rows) for kind, rows in zip(KINDS, (CAPITALS, SUMS), strict=True)
+    }
+    plain = settings(tiny_base, {}, folder)
+    return {
+        kind: build_run_data(make_config(plain | {"datasets": [str(file)]}), loaded[0].tokenizer)
+        for kind, file in files.items()
+    }
+
+
 @pytest.fixture
-def bench(make_session: Callable[..., Session], tiny_config: Callable[..., RunConfig], tmp_path: Path) -> Bench:
-    session = make_session(tap_layer=1)
-    data, features, evaluators = {}, {}, {}
-    for name, rows in zip(KINDS, (CAPITALS, SUMS), strict=True):
-        path = write_lines(tmp_path / f"{name}.jsonl", rows)
-        data[name] = build_run_data(tiny_config(datasets=[str(path)]), session.base.tokenizer)
-        features[name] = read_features(
-            session.model,
-            draw_prompts(data[name], 200, seed=0),
-            SOURCE,
-            batch_size=8,
-            pad_token_id=0,
-            tell=lambda text: None,
+def bench(make_session: Callable[..., Session], prepared: dict[str, DataBundle]) -> Bench:
+    session, features, evaluators = make_session(tap_layer=1), {}, {}
+    for kind, data in prepared.items():
+        rows = draw_prompts(data, 200, seed=0)
+        features[kind] = read_features(
+            session.model, rows, SOURCE, batch_size=8, pad_token_id=0, tell=lambda text: None
         )
-        evaluators[name] = Evaluator(
-            session.head, data[name].validation, rows=4, pad_token_id=0, tell=lambda text: None
-        )
+        evaluators[kind] = Evaluator(session.head, data.validation, rows=4, pad_token_id=0, tell=lambda text: None)
     assert all(len(found) >= MIN_ROWS for found in features.values())
-    return Bench(session=session, data=data, features=features, evaluators=evaluators)
+    return Bench(session=session, data=prepared, features=features, evaluators=evaluators)
 
 
 def loss_by_hand(base: LoadedBase, data: DataBundle) -> float:
@@ -153,14 +160,14 @@ def test_the_first_skill_is_measured_by_the_base_alone(bench: Bench) -> None:
 def learn(bench: Bench, kind: str) -> tuple[float, float]:
     """Let `expert_1` gain something on a kind of data: the base's loss on its validation rows, and the expert's."""
     model, head = bench.model, bench.session.head
-    weights = [weight for name, weight in model.named_parameters() if "lora_B.expert_1" in name]
     rows = [bench.data[kind].train[place] for place in range(16)]
     batch: dict[str, Any] = dict(Collator(pad_token_id=0)(rows))
     del batch["domain"]
     with torch.no_grad():
-        for weight in weights:
-            weight.zero_()
-    optimizer = torch.optim.Adam(weights, lr=1e-2)
+        for name, weight in model.named_parameters():
+            if "lora_B.expert_1" in name:
+                weight.zero_()
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
     with model.forced("expert_1"):
         for _ in range(8):
             optimizer.zero_grad()
@@ -182,13 +189,9 @@ def learn(bench: Bench, kind: str) -> tuple[float, float]:
         ("capitals", 0.1, {}, "grow"),
         ("capitals", 0.9, {"served_share": 0.95}, "grow"),
         ("capitals", 0.1, {"allow_expert_growth": False}, "extend"),
-        ("capitals", 0.1, {"allow_expert_growth": True}, "grow"),
         ("capitals", 0.1, {"max_experts": 1}, "extend"),
-        ("capitals", 0.1, {"max_experts": 2}, "grow"),
-        ("capitals", 0.1, {"novelty_detector": "mahalanobis"}, "grow"),
         ("capitals", 0.1, {"novelty_detector": "cosine"}, "extend"),
         ("sums", 0.9, {"wanted": "grow"}, "grow"),
-        ("capitals", 0.1, {"wanted": "reuse"}, "reuse"),
     ],
 )
 def test_what_is_decided(bench: Bench, known: str, share: float, changes: dict[str, Any], kind: str) -> None:

@@ -22,7 +22,7 @@ def test_dense_collaboration_is_a_weighted_loop_over_stock_adapters(
     temperature: float,
 ) -> None:
     model = make_model(3, granularity=granularity, temperature=temperature, top_k=2)
-    model.set_maturity("expert_2", 0.5)
+    model.set_maturity("expert_2", 0.0)
     found = model(**batch)
     decision = model.decisions[None]
     units = torch.arange(36) if decision.unit_of_token is None else decision.unit_of_token
@@ -36,6 +36,17 @@ def test_dense_collaboration_is_a_weighted_loop_over_stock_adapters(
     assert len(stock) == 2 * 3 * 9
     assert_near({name: grad for name, grad in gradients(model).items() if not name.startswith("routers")}, stock)
     assert model.routers["shared"].weight.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("maturity", "temperature"), [(0.0, 9.0), (0.5, 3.0)])
+def test_the_temperature_falls_to_one_as_an_expert_matures(
+    make_model: Any, batch: Any, maturity: float, temperature: float
+) -> None:
+    model = make_model(temperature=9.0)
+    model.set_maturity("expert_1", maturity)
+    model(**batch)
+    (decision,) = model.decisions.values()
+    torch.testing.assert_close(decision.weights, (decision.logits / temperature).softmax(-1))
 
 
 def test_maturity_decides_between_all_experts_and_the_best(make_model: Any, batch: Any) -> None:

@@ -72,7 +72,8 @@ def _read_data(stream: Stream, place: int, stages: Stages) -> None:
 def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> None:
     """One skill, from its features to its commit."""
     skill, stage, config = stream.skills[place], stream.stage(place), stream.stage_config(place)
-    stage.write(CONFIG, to_yaml(config))
+    if not (stage / CONFIG).is_file():
+        stage.write(CONFIG, to_yaml(config))
     evaluator = make_evaluator(stream, skill.name, stages)
     features = _read_features(stream, skill.name, stages)
     arrival = _decide(stream, place, evaluator, features, stages)
@@ -84,7 +85,7 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     library = stream.library.with_skill(_describe(stream, skill.name, expert, arrival, features))
     _route(stream, library)
     if decision.kind != "reuse" and not stage.is_finished:
-        _train(stream, place, config, expert, stages, stop)
+        _train(stream, place, expert, stages, stop)
     stream.model.eval().freeze_expert(expert)
     if decision.kind == "reuse":
         stream.save(stage / FINAL)
@@ -152,8 +153,16 @@ def _route(stream: Stream, library: SkillLibrary) -> None:
     stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)
 
 
-def _train(stream: Stream, place: int, config: RunConfig, expert: str, stages: Stages, stop: StopSignals) -> None:
-    model, stage = stream.model.train(), stream.stage(place)
+def _train(stream: Stream, place: int, expert: str, stages: Stages, stop: StopSignals) -> None:
+    """Teach the expert the skill; one that has skills already learns them again beside it, so as to forget none."""
+    model, stage, skill = stream.model.train(), stream.stage(place), stream.skills[place].name
+    again = [name for name, other in stream.library.experts.items() if other == expert]
+    config = stream.stage_config(place, again=again)
+    data = stream.data[skill]
+    if again:
+        stages.tell(f"With it, expert {expert} learns again: {', '.join(again)}.")
+        stage.write(CONFIG, to_yaml(config))
+        data = build_run_data(config, stream.base.tokenizer, tell=stages.tell)
     set_seed(config.seed + place)
     stages.parameters(count_parameters(model))
     check_parameters(model)
@@ -161,16 +170,22 @@ def _train(stream: Stream, place: int, config: RunConfig, expert: str, stages: S
         config=config,
         run=stage,
         base=stream.base,
-        data=stream.data[stream.skills[place].name],
+        data=data,
         model=model,
         head=read_head(model.lm),
         expert=expert,
     )
     grows_up = [Mature(lambda maturity: model.set_maturity(expert, maturity), config.maturity_ratio)]
-    is_new = expert not in stream.library.experts.values()
     with tracking(config, stage, stages) as trackers:
         checkpoint = find_start(stage, config, stages.tell)
-        fit(session, checkpoint, trackers, stages, stop, callbacks=grows_up if is_new and config.maturity_ratio else ())
+        fit(
+            session,
+            checkpoint,
+            trackers,
+            stages,
+            stop,
+            callbacks=grows_up if config.maturity_ratio and not again else (),
+        )
 
 
 def _commit(

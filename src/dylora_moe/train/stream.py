@@ -81,9 +81,11 @@ class Stream:
         """The folder of a stage."""
         return stage_folder(self.run, place, self.skills[place].name)
 
-    def stage_config(self, place: int) -> RunConfig:
-        """A stage as the run that it is: the skill's data, and its expert alone."""
-        return stage_config(self.config, self.skills[place], self.stage(place))
+    def stage_config(self, place: int, *, again: Collection[str] = ()) -> RunConfig:
+        """A stage as the run that it is: the skill's data, and those of skills to be learned again beside it."""
+        config = stage_config(self.config, self.skills[place], self.stage(place))
+        datasets = {skill.name: skill.datasets for skill in self.skills}
+        return config.model_copy(update={"datasets": sum((datasets[name] for name in again), config.datasets)})
 
     def check_data(self, place: int, data: DataBundle) -> None:
         """See that a skill learned before has the rows that it was learned from.

@@ -80,7 +80,7 @@ class DyLoraModel(nn.Module):
         for name, config in zip(experts, configs, strict=True):
             check_name(base, name, self._experts)
             self._inject(base, name, config)
-        self.tap = Tap(self.lm.get_decoder(), layers, {}, routing, self.state, self._is_dense)
+        self.tap = Tap(self.lm.get_decoder(), layers, {}, routing, self.state, self._maturity)
         self._build_routers()
         self._connect()
 
@@ -386,8 +386,9 @@ class DyLoraModel(nn.Module):
         with self.tap.reading(prompt, real):
             yield
 
-    def _is_dense(self) -> bool:
-        return any(expert.maturity < 1 for expert in self._experts.values())
+    def _maturity(self) -> float:
+        """Of the least mature expert."""
+        return min(expert.maturity for expert in self._experts.values())
 
     def _require(self, name: str) -> Expert:
         if name not in self._experts:
@@ -436,7 +437,7 @@ class DyLoraModel(nn.Module):
                 self.routers[key] = router_class(width, len(self._experts)).to(self.device)
         self.tap.remove()
         decoder = self.lm.get_decoder()
-        self.tap = Tap(decoder, layers, self._routers(), self.routing_config, self.state, self._is_dense)
+        self.tap = Tap(decoder, layers, self._routers(), self.routing_config, self.state, self._maturity)
 
     def _connect(self) -> None:
         """Tell every adapted Linear the experts' order, and set what is trainable."""

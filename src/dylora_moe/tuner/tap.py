@@ -7,6 +7,7 @@ once a pass, or (transformers before 5.23) again when a layer is recomputed, on 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -115,9 +116,9 @@ class Tap:
         routers: Mapping[int | None, Router],
         config: RoutingConfig,
         state: RoutingState,
-        is_dense: Callable[[], bool],
+        maturity: Callable[[], float],
     ) -> None:
-        self.config, self.state, self.is_dense = config, state, is_dense
+        self.config, self.state, self.maturity = config, state, maturity
         self.on_features: Callable[[int | None, Tensor], None] | None = None
         self._prompt: Tensor | None = None
         self._real: Tensor | None = None
@@ -230,8 +231,9 @@ class Tap:
             per_row = logits.shape[0] // batch
             row_of_unit = rows.repeat_interleave(per_row)
             unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
-        dense = self.is_dense()
-        return make_decision(logits, valid, row_of_unit, unit_of_token, self.config, dense=dense, sure=sure)
+        maturity = self.maturity()
+        config = replace(self.config, temperature=self.config.temperature ** (1 - maturity))
+        return make_decision(logits, valid, row_of_unit, unit_of_token, config, dense=maturity < 1, sure=sure)
 
     def _units(self, features: Tensor, layout: Layout) -> Tensor:
         """What the router reads, (units, features), padding left out."""
