@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,15 +33,24 @@ def header(path: Path) -> dict[str, str]:
 
 
 def test_those_of_the_founding_documents_are_there() -> None:
-    names = "full italian_teacher memory_limited production proof_of_concept quick_test quickstart"
+    names = "continual full italian_teacher memory_limited olora_1 olora_2 olora_3 poc production proof_of_concept quick_test quickstart"
     assert {path.stem for path in RECIPES} >= set(names.split())
+
+
+def data_sets(config: RunConfig) -> list[Any]:
+    """Entries of `datasets`, or of all `skills`."""
+    if config.mode == "joint":
+        return list(config.datasets)
+    return [part for skill in config.skills for part in (skill["datasets"] if isinstance(skill, dict) else [skill])]
 
 
 @each_recipe
 def test_a_recipe_is_valid(path: Path) -> None:
-    for dataset in config_of(path).datasets:
+    for dataset in data_sets(config_of(path)):
         spec = parse_dataset_spec(dataset)
-        if spec.name is None:
+        if spec.path is not None and spec.path.startswith("data/"):
+            assert spec.path.rpartition("/")[0] in header(path)["source"]  # says where it comes from
+        elif spec.name is None:
             check_path(spec)
         else:
             # A path beside the name of what is on a hub would be one on the machine of whoever wrote the recipe.

@@ -177,7 +177,9 @@ def _without_false(stream: _Stream, places: list[int], threshold: float) -> list
     while places:
         scores = [
             stream.score(before, place, after)
-            for place, (before, after) in zip(places, (_neighbours(places, i, end) for i in range(len(places))), strict=True)
+            for place, (before, after) in zip(
+                places, (_neighbours(places, i, end) for i in range(len(places))), strict=True
+            )
         ]
         worst = int(np.argmin(scores))
         if scores[worst] > threshold:

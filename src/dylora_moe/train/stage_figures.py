@@ -61,7 +61,12 @@ def _general(stream: Stream, stages: Stages, stop: StopSignals) -> float:
 def _routed(evaluation: Evaluation, stream: Stream) -> dict[str, float]:
     if evaluation.routing is None:  # one expert serves all
         return {stream.model.expert_names[0]: 1.0}
-    return dict(zip(evaluation.routing.experts, evaluation.routing.table[0], strict=True))
+    # The table is of what experts answered; prompts that the base answered went to none.
+    answered = 1 - evaluation.routing.unsure if stream.config.unsure_answer == "base" else 1.0
+    return {
+        name: share * answered
+        for name, share in zip(evaluation.routing.experts, evaluation.routing.table[0], strict=True)
+    }
 
 
 def _accuracies(stream: Stream, stop: StopSignals) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Experts made from experts: how alike two are, several merged into one, the weights of one as the start of another.
 
 An expert changes a Linear by scaling * B @ A, a matrix of features_out x features_in that is never formed: all is
-computed from the factors, in float64 on the CPU, so that the result does not depend on where the model is.
+computed from the factors, in float64 on the CPU, wherever the model is.
 """
 
 import math
@@ -108,7 +108,7 @@ def merge_experts(
     _hand_over_skills(model, removed, into)
     for name in removed:
         model.remove_expert(name)
-    return Merged(into=into, removed=removed, kept=kept / total if total else 1.0)
+    return Merged(into=into, removed=removed, kept=min(1.0, kept / total) if total else 1.0)
 
 
 @torch.no_grad()
@@ -142,16 +142,14 @@ def copy_expert_weights(model: DyLoraModel, source: str, target: str) -> None:
     """
     _check_known(model, source, target)
     if any(expert.frozen for expert in model.experts if expert.name == target):
-        raise TunerError(
-            f"a frozen expert keeps its weights, and {target!r} is frozen. Unfreeze it, or copy to another."
-        )
+        raise TunerError(f"a frozen expert keeps its weights, and {target!r} is frozen. Copy to another.")
     _check_alike(model, source, target)
     for _, linear in model.routed_linears():
         if source not in linear.lora_A:
             continue
         (from_a, from_b), (to_a, to_b) = _weights(linear, source), _weights(linear, target)
-        to_a.copy_(from_a)
         ratio = linear.scaling[source] / _not_zero(linear.scaling[target])
+        to_a.copy_(from_a)
         to_b.copy_(from_b if ratio == 1 else from_b * ratio)
 
 
