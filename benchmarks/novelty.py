@@ -39,7 +39,7 @@ _BATCH = 16
 _KINDS = ("new", "repeat", "paraphrase")
 # The nearest expert does nothing for the new data, so that prompts alone decide between growing and extending.
 _NO_GAIN = Losses(base=2.0, expert=2.0, home_base=2.0, home_expert=1.0)
-_LIMITS = Limits(may_grow=True, max_experts=None, served_share=0.7)
+_LIMITS = Limits(may_grow=True, max_experts=None, merges=False, served_share=0.7)
 
 WORDINGS = (
     ("Could you please help me with the following? ", " Thank you very much!"),

@@ -1,5 +1,6 @@
 """What is said about settings: all of them, from where they are declared; and what is remarked on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 def test_all_settings_are_explained_once_in_order() -> None:
     groups = explain_all()
-    assert list(groups) == ["Model", "Data", "Training", "Run"]
+    assert list(groups) == ["Model", "Data", "Skills", "Training", "Run"]
     assert [setting.name for settings in groups.values() for setting in settings] == SETTINGS
 
 
@@ -53,7 +54,7 @@ def test_each_setting_says_enough(name: str) -> None:
     assert advice_of(name) != Advice() and setting.allowed and setting.meaning.endswith(".")
     assert len(setting.meaning) < 240  # it is the flag's help
     kinds = str(RunConfig.model_fields[name].annotation)
-    if ("int" in kinds or "float" in kinds) and name not in ("seed", "domain_weights"):
+    if re.search(r"\b(int|float)\b", kinds) and name not in ("seed", "domain_weights"):
         assert setting.more and setting.less and setting.note
     else:
         assert setting.note and not setting.more

@@ -153,3 +153,22 @@ def test_a_decision_is_read_as_it_was_written() -> None:
     adapter = TypeAdapter(Decision)
     for found in (told(), told(KNOWN), told(wanted="reuse")):
         assert adapter.validate_python(asdict(found)) == adapter.validate_json(adapter.dump_json(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("most", "merges", "kind", "needs_room"),
+    [
+        (2, True, "grow", True),
+        (3, True, "grow", False),
+        (2, False, "extend", False),
+    ],
+)
+def test_a_full_stream_may_make_room(most: int, merges: bool, kind: str, needs_room: bool) -> None:
+    found = told(limits=Limits(may_grow=True, max_experts=most, served_share=0.7, merges=merges))
+    assert (found.kind, found.needs_room) == (kind, needs_room)
+
+
+def test_a_single_expert_cannot_make_room() -> None:
+    limits = Limits(may_grow=True, max_experts=1, served_share=0.7, merges=True)
+    found = decide(NEW, experts={"a": "one", "b": "one", "c": "one"}, losses=NOT_SERVED, limits=limits)
+    assert (found.kind, found.needs_room) == ("extend", False)

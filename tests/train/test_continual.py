@@ -308,3 +308,44 @@ def test_an_immature_expert_works_among_the_others(
 def test_streams_refuse_what_they_cannot_do(stream: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match="granularity must be sequence with mode: continual"):
         stream(granularity="token")
+
+
+def test_two_experts_become_one_where_there_is_no_room(stream: Callable[..., RunConfig]) -> None:
+    config = stream(max_experts=2, at_max_experts="merge")
+    result = train(config)
+    assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow"] * 3
+    assert result["experts"] == ["capitals", "sums"]
+    served_by = dict(zip(result["summary"]["skills"], result["summary"]["routing"]["served_by"], strict=True))
+    assert served_by == {"capitals": "capitals", "functions": "capitals", "sums": "sums"}
+    stages = sorted((config.run_dir / "stages").iterdir())
+    merged = [load_file(stage / "final/experts/capitals/adapter_model.safetensors") for stage in stages[1:]]
+    assert any(not torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
+
+
+def test_a_merge_survives_a_stop(stream: Callable[..., RunConfig]) -> None:
+    whole = stream(max_experts=2, at_max_experts="merge", run_name="merged-whole")
+    train(whole)
+    config = whole.model_copy(update={"run_name": "merged-stopped"})
+    for owner, name, times in (
+        (fitting, "plan_memory", 3),
+        (fitting, "save_model", 1),
+        (continual, "measure_stage", 1),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            stop_at(patch, owner, name, times)
+            train(config)
+    train(config)
+    assert outcome(RunDir(config.run_dir)) == outcome(RunDir(whole.run_dir))
+
+
+def test_a_warm_start_begins_with_the_nearest_expert(
+    stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]
+) -> None:
+    skills = [str(tiny_rows["capitals"]), str(tiny_rows["sums"])]
+    config = stream(warm_start=True, skills=skills, learning_rate=1e-12)
+    train(config)
+    one, other = (
+        load_file(config.run_dir / "final/experts" / name / "adapter_model.safetensors")
+        for name in ("capitals", "sums")
+    )
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)

@@ -174,7 +174,7 @@ def test_a_merge_with_room_answers_like_the_sum(
             part.base_layer.weight += value.float()
             part.lora_B["expert_0"].weight.zero_()
         logits = reference(**batch).logits
-    merged = merge_experts(model, names, "wide", weights=[0.5, 2, 0])
+    merged = merge_experts(model, names, "wide", weights=[0.5, 2.0, 0.0])
     assert merged.kept == pytest.approx(1, abs=1e-12)
     assert model.expert_names == ("expert_1", "wide")
     assert_near(changes(model, "wide"), expected)
@@ -351,7 +351,8 @@ def test_similarity_is_the_cosine_of_the_dense_changes(make_model: Any, randomis
     with torch.no_grad():
         for _, linear in model.routed_linears():
             noise = torch.randn(linear.lora_B["copy"].weight.shape, generator=torch.Generator().manual_seed(3))
-            linear.lora_B["copy"].weight.add_(noise, alpha=0.05).mul_(-2)
+            linear.lora_B["copy"].weight.add_(noise, alpha=0.05)
+            linear.scaling["copy"] *= -1
     flat = {name: torch.cat([c.flatten() for c in changes(model, name).values()]) for name in model.expert_names}
     for one, first in flat.items():
         for other, second in flat.items():

@@ -67,6 +67,12 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
     ] = Field(default=None, ge=1)
     """Most experts that a stream may grow to; no limit when not given."""
 
+    at_max_experts: Annotated[
+        Literal["refuse", "merge"], Advice(note="merge changes the two experts and may cost their skills something.")
+    ] = "refuse"
+    """What a new skill gets at max_experts: refuse, the nearest expert; merge, its own, in the room of two experts that
+    are most alike and become one."""
+
     novelty_detector: Annotated[
         Literal["two_sample", "mahalanobis", "cosine"],
         Advice(note="cosine is the rule of the first design, for comparison: it misses most new skills (docs/log.md)."),

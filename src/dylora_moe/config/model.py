@@ -130,8 +130,8 @@ class ModelSettings(BaseModel, use_attribute_docstrings=True):
             low=0.5,
             more="experts that share more evenly",
             less="the likeliest expert nearly alone",
-            note="Only for the immature experts of a stream of skills (maturity_ratio), whose prototypes are far apart: take "
-            "100 and more to have the old ones help. Not that of generated text.",
+            note="Only for the immature experts of a stream (maturity_ratio), whose prototypes are far apart: "
+            "take 100 and more to have the old ones help. Not that of generated text.",
         ),
     ] = Field(default=1.0, gt=0)
     """Softness of dense collaboration while an expert is immature: this at first, on the way to 1 as it matures."""

@@ -1,4 +1,4 @@
-"""Where does a stream of rows change skill? Features in the order in which they came in, first rows of skills out. Pure.
+"""Where does a stream of rows change skill? Features in the order of arrival in, first rows of skills out. Pure.
 
 The rows before and after many places are told apart as two samples are. The places where that is best and above
 chance are moved to the row where the discriminant's scores turn, and those that then divide rows of one kind go.
@@ -173,14 +173,9 @@ def _held_out_scores(sample: Features, is_other: NDArray[np.bool_]) -> Floats:
 
 def _without_false(stream: _Stream, places: list[int], threshold: float) -> list[int]:
     """The places less those whose two neighbouring segments are of one kind, the least certain first."""
-    end = len(stream.rows)
     while places:
-        scores = [
-            stream.score(before, place, after)
-            for place, (before, after) in zip(
-                places, (_neighbours(places, i, end) for i in range(len(places))), strict=True
-            )
-        ]
+        around = [_neighbours(places, index, len(stream.rows)) for index in range(len(places))]
+        scores = [stream.score(before, place, after) for place, (before, after) in zip(places, around, strict=True)]
         worst = int(np.argmin(scores))
         if scores[worst] > threshold:
             break

@@ -42,12 +42,14 @@ class Limits:
     Attributes:
         may_grow: Whether experts may be added at all.
         max_experts: The most there may be; None for no limit.
+        merges: Whether two experts become one where there are that many.
         served_share: `Losses.share` from which on an expert serves new data.
     """
 
     may_grow: bool
     max_experts: int | None
     served_share: float
+    merges: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class Decision:
         nearest: The known skill that its prompts are most like; None for the first.
         reason: In a sentence.
         numbers: What it was decided by.
+        needs_room: True where two experts have to become one before the new one comes.
     """
 
     kind: Kind
@@ -67,6 +70,7 @@ class Decision:
     nearest: str | None
     reason: str
     numbers: Mapping[str, float]
+    needs_room: bool = False
 
 
 def decide(
@@ -101,13 +105,16 @@ def decide(
     expert, count = experts[nearest], len(set(experts.values()))
     served = losses.share >= limits.served_share
     kind, reason = _choose(novelty, nearest, expert, losses, served)
+    needs_room = False
     if wanted is not None:
         kind, reason = wanted, f"The recipe says {wanted}. By the numbers it would have been {kind}: {reason}"
     elif kind == "grow" and (refusal := _refusal(limits, count)):
         kind = "reuse" if served else "extend"
         reason = f"{reason} But {refusal}, so expert {expert} of the nearest skill takes it."
+    if kind == "grow" and limits.max_experts is not None and count >= limits.max_experts:
+        needs_room = limits.merges and count > 1
     chosen = None if kind == "grow" else expert
-    return Decision(kind=kind, expert=chosen, nearest=nearest, reason=reason, numbers=numbers)
+    return Decision(kind=kind, expert=chosen, nearest=nearest, reason=reason, numbers=numbers, needs_room=needs_room)
 
 
 def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served: bool) -> tuple[Kind, str]:
@@ -127,7 +134,7 @@ def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served:
 def _refusal(limits: Limits, count: int) -> str:
     if not limits.may_grow:
         return "experts may not be added (allow_expert_growth)"
-    if limits.max_experts is not None and count >= limits.max_experts:
+    if limits.max_experts is not None and count >= limits.max_experts and not (limits.merges and count > 1):
         return f"there are {count} experts and max_experts is {limits.max_experts}"
     return ""
 

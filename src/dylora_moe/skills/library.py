@@ -114,6 +114,14 @@ class SkillLibrary:
         skill = self.skills[name]
         return replace(self, skills={**self.skills, name: replace(skill, record=replace(skill.record, loss=loss))})
 
+    def with_merged(self, gone: str, into: str) -> "SkillLibrary":
+        """With one expert in the place of another."""
+        skills = {
+            name: replace(skill, record=replace(skill.record, expert=into)) if skill.record.expert == gone else skill
+            for name, skill in self.skills.items()
+        }
+        return replace(self, skills=skills)
+
     def without_skill(self, name: str) -> "SkillLibrary":
         """With one skill less."""
         return replace(self, skills={other: skill for other, skill in self.skills.items() if other != name})

@@ -28,6 +28,7 @@ from dylora_moe.train.stream import StageRecord, Stream, check_stream, expert_na
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.train.trackers import check_trackers
 from dylora_moe.tuner.head import read_head
+from dylora_moe.tuner.merge import copy_expert_weights, merge_experts
 
 
 def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[str, Any]:
@@ -79,7 +80,9 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     arrival = _decide(stream, place, evaluator, features, stages)
     decision = arrival.decision
     stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
-    expert = decision.expert or _grow(stream, place, config)
+    if arrival.merge is not None:
+        _make_room(stream, *arrival.merge, stages)
+    expert = decision.expert or _grow(stream, place, config, decision.nearest)
     for name in stream.model.expert_names:
         stream.model.freeze_expert(name, frozen=name != expert)
     library = stream.library.with_skill(_describe(stream, skill.name, expert, arrival, features))
@@ -123,7 +126,15 @@ def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features
     return arrival
 
 
-def _grow(stream: Stream, place: int, config: RunConfig) -> str:
+def _make_room(stream: Stream, into: str, gone: str, stages: Stages) -> None:
+    """Merge two experts; in the model of a trained stage they are one already."""
+    if gone in stream.model.expert_names:
+        merged = merge_experts(stream.model, [into, gone], into)
+        stages.tell(f"Experts {into} and {gone} become one, {into}, which has room for {merged.kept:.0%} of their sum.")
+    stream.library = stream.library.with_merged(gone, into)
+
+
+def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None) -> str:
     """The new expert of a stage, in the model from now on; the first one, or that of a trained stage, is there."""
     model, known = stream.model, set(stream.library.experts.values())
     if new := [name for name in model.expert_names if name not in known]:
@@ -131,6 +142,8 @@ def _grow(stream: Stream, place: int, config: RunConfig) -> str:
     set_seed(stream.config.seed + place)
     name = expert_name(stream.base, stream.skills[place].name, model.expert_names)
     model.add_expert(name, expert_config(config), maturity=1.0)
+    if config.warm_start and nearest is not None:
+        copy_expert_weights(model, stream.library.experts[nearest], name)
     return name
 
 

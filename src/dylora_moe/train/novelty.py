@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from dylora_moe.skills.library import Features, SkillLibrary
 from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Detector, Mahalanobis, Novelty, TwoSample
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.tuner import DyLoraModel
+from dylora_moe.tuner.merge import similarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +27,14 @@ class Arrival:
         decision: What to do about it.
         base_loss: The base's loss on its validation rows, nats a token.
         before: That of the model as it was, with its routing.
+        merge: Two experts to merge into the first of them, to make room; None where there is room.
     """
 
     data: str
     decision: Decision
     base_loss: float
     before: float
+    merge: tuple[str, str] | None = None
 
 
 def detector_of(config: RunConfig) -> Detector:
@@ -84,12 +88,19 @@ def examine(
         limits=Limits(
             may_grow=config.allow_expert_growth is not False,
             max_experts=config.max_experts,
+            merges=config.at_max_experts == "merge",
             served_share=config.served_share,
         ),
         wanted=wanted,
         same_data=next((known for known, skill in library.skills.items() if skill.record.data == digest), None),
     )
-    return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before)
+    merge = _most_alike(model) if decision.needs_room else None
+    return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before, merge=merge)
+
+
+def _most_alike(model: DyLoraModel) -> tuple[str, str]:
+    """The two experts whose changes of the base have the largest cosine."""
+    return max(combinations(model.expert_names, 2), key=lambda pair: similarity(model, *pair))
 
 
 def data_hash(data: DataBundle) -> str:

@@ -40,7 +40,7 @@ class RoutingConfig:
     """Experts that contribute to one token under sparse delegation, 1 to the number of experts."""
 
     temperature: float = 1.0
-    """Divides the logits under dense collaboration: above 1 softer, below 1 sharper. On the way to 1 as experts mature."""
+    """Divides the logits under dense collaboration, to 1 as experts mature: above 1 softer, below 1 sharper."""
 
     prefix_tokens: int = 16
     """Sequence granularity: a document without a known prompt is routed by this many first tokens."""
