@@ -3,7 +3,7 @@
     python benchmarks/stream.py --data DATA --order 0 --out benchmarks/results/stream-0.json
 
 DATA holds gsm8k, mbpp, code_alpaca, wikisql, cima and continual/{agnews,amazon,dbpedia,yahoo}. With the three built-in
-sets these are twelve skills; three of them come again with other rows, and one comes again in other words. The orders are
+sets these are twelve skills; three of them come again with other rows, and one in other words. The orders are
 drawn; what comes again comes after its first time.
 """
 
