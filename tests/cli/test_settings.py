@@ -18,6 +18,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "mode": ("continual", "continual"),
     "skills": ("requests, rows.jsonl", ("requests", "rows.jsonl")),
     "max_experts": ("5", 5),
+    "at_max_experts": ("merge", "merge"),
     "novelty_detector": ("cosine", "cosine"),
     "false_growth_rate": ("0.02", 0.02),
     "feature_rows": ("50", 50),

@@ -13,7 +13,7 @@ from dylora_moe.config.running import RunSettings
 from dylora_moe.config.training import TrainingSettings
 
 
-class RunConfig(RunSettings, TrainingSettings, DataSettings, ContinualSettings, ModelSettings):
+class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, ModelSettings):
     """A complete run. Names are those of the founding documents; ranges are checked here, before any work."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
