@@ -349,3 +349,16 @@ def test_a_warm_start_begins_with_the_nearest_expert(
         for name in ("capitals", "sums")
     )
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_skills_are_found_where_nobody_says_where_they_begin(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rows = [row for domain in ("capitals", "sums") for row in 3 * domain_rows(domain)]
+    mixed = write_lines(tmp_path / "mixed.jsonl", rows)
+    config = stream(skills=[{"skill": "mixed", "datasets": [str(mixed)], "find_changes": True}], run_name="found")
+    result = train(config)
+    found = RunDir(config.run_dir).read("segments/mixed/segments.json")
+    assert found["rows"] == 144 and len(found["changes"]) == 1 and abs(found["changes"][0] - 72) <= 3
+    assert [stage["skill"] for stage in result["stages"]] == ["mixed_1", "mixed_2"]
+    assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow", "grow"]
+    assert train(config)["already_finished"]
+    assert len(evaluate_run(config.run_dir, progress=lambda text: None).domains) == 2

@@ -21,6 +21,7 @@ class SkillSpec:
         decision: What to do with it, whatever the novelty test says: `reuse`, `extend` or `grow`.
         lora_r: Rank of its expert, where it gets one; default: that of the run.
         lora_alpha: Of its expert; default: in proportion to the rank.
+        find_changes: Its rows, in their order, are of several skills: find where one ends and the next begins.
     """
 
     skill: str | None = None
@@ -28,6 +29,7 @@ class SkillSpec:
     decision: Action | None = None
     lora_r: int | None = None
     lora_alpha: float | None = None
+    find_changes: bool = False
 
 
 SKILL_KEYS = tuple(field.name for field in fields(SkillSpec))
@@ -48,7 +50,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
         ),
     ] = ()
     """Skills in the order in which they come: data sets as in datasets, or mappings (skill, datasets, decision, lora_r,
-    lora_alpha). As a flag: a,b,c."""
+    lora_alpha, find_changes). As a flag: a,b,c."""
 
     allow_expert_growth: Annotated[
         bool | None,

@@ -26,6 +26,7 @@ class Skill:
         decision: What the recipe says to do with it; None leaves it to the novelty test.
         rank: Of its expert, where the recipe says so.
         alpha: Of its expert, where the recipe says so.
+        finds_changes: True for rows of several skills, to be told apart.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Skill:
     decision: Action | None = None
     rank: int | None = None
     alpha: float | None = None
+    finds_changes: bool = False
 
 
 def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] = REGISTRY) -> tuple[Skill, ...]:
@@ -90,6 +92,7 @@ def _parse(entry: object, registry: Mapping[str, DataSource]) -> Skill:
         decision=spec.decision,
         rank=spec.lora_r,
         alpha=spec.lora_alpha,
+        finds_changes=spec.find_changes,
     )
 
 
@@ -114,6 +117,8 @@ def _check(spec: SkillSpec, entry: Mapping[str, Any]) -> None:
         raise DataError(f"skill of a skills entry must be a name, got {spec.skill!r}. Leave it out for the data's.")
     if spec.decision is not None and spec.decision not in get_args(Action):
         raise DataError(f"decision of a skill must be one of {', '.join(get_args(Action))}, got {spec.decision!r}.")
+    if not isinstance(spec.find_changes, bool):
+        raise DataError(f"find_changes of a skill must be true or false, got {spec.find_changes!r}.")
     rank, alpha = spec.lora_r, spec.lora_alpha
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0 or rank % 8):
         raise DataError(f"lora_r of a skill must be a multiple of 8 above 0, got {rank!r}. Take 8 or 16.")

@@ -8,13 +8,11 @@ from pathlib import Path
 from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.bundle import DataBundle
-from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stored import Rows
-from dylora_moe.data.stream import parse_skills
 from dylora_moe.errors import DataError
-from dylora_moe.evaluate.load import TrainedRun, load_run
+from dylora_moe.evaluate.load import TrainedRun, load_run, read_config
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
-from dylora_moe.run_dir import DATA, EVAL
+from dylora_moe.run_dir import DATA, EVAL, STAGE, STAGES, RunDir
 from dylora_moe.skills.library import load_library
 from dylora_moe.tuner.head import read_head
 
@@ -56,14 +54,15 @@ def _validation(trained: TrainedRun, progress: Callable[[str], None]) -> dict[st
         then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
         return _unchanged(data, then)
     rows: dict[str, Rows] = {}
-    datasets = {
-        skill.name: skill.datasets
-        for skill in parse_skills(trained.config.skills, registry_of(trained.config.data_registry))
-    }
-    for name, skill in load_library(trained.run.path).skills.items():
-        config = trained.config.model_copy(update={"mode": "joint", "skills": (), "datasets": datasets[name]})
-        data = build_run_data(config, trained.tokenizer, tell=progress)
-        rows |= _unchanged(data, {name: skill.record.data})
+    library = load_library(trained.run.path).skills
+    for stage in map(RunDir, sorted(trained.run.path.glob(f"{STAGES}/*"))):
+        if not (stage / STAGE).is_file():  # begun, and not committed
+            continue
+        name = stage.read(STAGE)["figures"]["skill"]
+        config = read_config(stage)
+        own = tuple(dataset for dataset in config.datasets if isinstance(dataset, dict) and dataset["domain"] == name)
+        data = build_run_data(config.model_copy(update={"datasets": own}), trained.tokenizer, tell=progress)
+        rows |= _unchanged(data, {name: library[name].record.data})
     return rows
 
 

@@ -21,10 +21,19 @@ from dylora_moe.train.fitting import fit, tracking
 from dylora_moe.train.folder import find_start
 from dylora_moe.train.novelty import Arrival, check_rows, examine
 from dylora_moe.train.parameters import check_parameters, count_parameters
+from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
 from dylora_moe.train.stage_figures import make_evaluator, measure_base, measure_stage
 from dylora_moe.train.stopping import StopSignals
-from dylora_moe.train.stream import StageRecord, Stream, check_stream, expert_name, open_stream, share_files
+from dylora_moe.train.stream import (
+    StageRecord,
+    Stream,
+    check_stages,
+    claim_folder,
+    expert_name,
+    open_stream,
+    share_files,
+)
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.train.trackers import check_trackers
 from dylora_moe.tuner.head import read_head
@@ -43,7 +52,9 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
     skills = parse_skills(config.skills, registry_of(config.data_registry))
     run = RunDir(config.run_dir)
     with run.locked():
-        records = check_stream(run, config, skills)
+        claim_folder(run, config)
+        skills = cut_streams(config, run, skills, stages)
+        records = check_stages(run, skills)
         if run.is_finished and len(run.read(RESULT)["stages"]) == len(records) == len(skills):
             return {**run.read(RESULT), "already_finished": True}
         check_machine(config)

@@ -145,15 +145,15 @@ def read_stages(run: RunDir) -> list[tuple[Path, StageRecord]]:
     return [(path, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
 
 
-def check_stream(run: RunDir, config: RunConfig, skills: Sequence[Skill]) -> list[StageRecord]:
-    """The stages that count, of a stream that this one continues.
+def claim_folder(run: RunDir, config: RunConfig) -> None:
+    """Make the folder that of this stream, or see that it is.
 
     Raises:
-        RunError: The folder holds something else, a stream with other settings, or other skills in the places of those
-            that were learned.
+        RunError: The folder holds something else, or a stream with other settings.
     """
     if run.is_empty:
-        return []
+        run.write(CONFIG, to_yaml(config))
+        return
     if not (run / CONFIG).is_file():
         raise RunError(
             f"a run folder must be new or empty, and {run.path} holds something else. Move or delete it, or choose "
@@ -165,6 +165,15 @@ def check_stream(run: RunDir, config: RunConfig, skills: Sequence[Skill]) -> lis
         )
     if changed := differences(read_config(run), config, also_harmless=_MAY_CHANGE):
         raise RunError(f"{run.path} holds a stream with other settings: {changed}. Go on with its own.")
+    run.write(CONFIG, to_yaml(config))
+
+
+def check_stages(run: RunDir, skills: Sequence[Skill]) -> list[StageRecord]:
+    """The stages that count, which must be of the first of these skills.
+
+    Raises:
+        RunError: Other skills were learned in their places.
+    """
     stages = read_stages(run)
     for place, (folder, record) in enumerate(stages):
         wanted = skills[place].name if place < len(skills) else None
@@ -186,7 +195,6 @@ def open_stream(
     Raises:
         RunError: The library in the folder is of another base or tap.
     """
-    run.write(CONFIG, to_yaml(config))
     base = load_run_base(config, stages)
     source = Source(base=config.base_model, revision=base.resolved.revision, tap_layer=config.tap_layer)
     done = len(records)
