@@ -67,3 +67,15 @@ def test_too_few_rows_are_refused_by_name(detector: Detector) -> None:
 def test_the_shared_covariance_is_that_within_the_samples() -> None:
     samples = [draw("a", 4000, seed=1).astype(float), draw("b", 4000, seed=2).astype(float)]
     np.testing.assert_allclose(shared_covariance(samples), np.eye(FEATURES), atol=0.08)
+
+
+def test_skills_at_one_distance_are_ranked_by_their_means() -> None:
+    draw = np.random.default_rng(0)
+    sample = draw.normal(size=(40, 8)) * 0.05 + np.eye(8)[0]
+    known = {
+        name: draw.normal(size=(40, 8)) * 0.05 + centre
+        for name, centre in {"far": np.eye(8)[1], "near": np.eye(8)[0] + 0.8 * np.eye(8)[1]}.items()
+    }
+    found = TwoSample().judge(sample, known)
+    assert found.distances["far"] == found.distances["near"] == 1.0
+    assert found.nearest == "near" and found.ranked == ("near", "far")

@@ -22,11 +22,13 @@ class Novelty:
         distances: Known skill -> how far the sample is from it, in the detector's own measure; larger is farther.
         nearest: The skill with the smallest; None when none is known.
         threshold: What the distance to the nearest must exceed to be of another kind.
+        ranked: Known skills, the nearest first; those at one distance by how far the means are apart.
     """
 
     distances: Mapping[str, float]
     nearest: str | None
     threshold: float
+    ranked: tuple[str, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -67,11 +69,12 @@ class TwoSample:
         """As `Detector.judge`."""
         _check_rows(sample, known)
         distances = {name: separate(rows, sample, folds=self.folds, seed=self.seed) for name, rows in known.items()}
-        nearest = _nearest(distances)
-        if nearest is None:
+        if not known:
             return Novelty(distances=distances, nearest=None, threshold=0.5)
-        chance = draw_chance(known[nearest], sample, folds=self.folds, draws=self.draws, seed=self.seed)
-        return Novelty(distances=distances, nearest=nearest, threshold=chance.threshold(self.false_growth_rate))
+        ranked = _rank(distances, sample, known)
+        chance = draw_chance(known[ranked[0]], sample, folds=self.folds, draws=self.draws, seed=self.seed)
+        threshold = chance.threshold(self.false_growth_rate)
+        return Novelty(distances=distances, nearest=ranked[0], threshold=threshold, ranked=ranked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,9 @@ class Mahalanobis:
                 for part in (rows, new)
             )
             distances[name] = float(difference @ inverse @ difference / scatter)
-        return Novelty(distances=distances, nearest=_nearest(distances), threshold=self.threshold)
+        ranked = _rank(distances, sample, known)
+        nearest = ranked[0] if ranked else None
+        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold, ranked=ranked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +119,9 @@ class Cosine:
         """As `Detector.judge`."""
         _check_rows(sample, known)
         distances = {name: 1 - _cosine(sample.mean(0), rows.mean(0)) for name, rows in known.items()}
-        return Novelty(distances=distances, nearest=_nearest(distances), threshold=self.threshold)
+        ranked = _rank(distances, sample, known)
+        nearest = ranked[0] if ranked else None
+        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold, ranked=ranked)
 
 
 def shared_covariance(samples: list[Floats]) -> Floats:
@@ -133,8 +140,13 @@ def _cosine(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-def _nearest(distances: Mapping[str, float]) -> str | None:
-    return min(distances, key=distances.__getitem__) if distances else None
+def _rank(
+    distances: Mapping[str, float], sample: NDArray[np.floating], known: Mapping[str, NDArray[np.floating]]
+) -> tuple[str, ...]:
+    """Nearest first. Samples that a detector tells apart without a mistake are all at one distance."""
+    mean = unit_rms(sample).mean(0)
+    apart = {name: float(np.linalg.norm(unit_rms(rows).mean(0) - mean)) for name, rows in known.items()}
+    return tuple(sorted(distances, key=lambda name: (distances[name], apart[name])))
 
 
 def _check_rows(sample: NDArray[np.floating], known: Mapping[str, NDArray[np.floating]]) -> None:

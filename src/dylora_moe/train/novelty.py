@@ -1,7 +1,7 @@
 """A skill that comes, measured: how its prompts compare with known ones, and how well the nearest expert does it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +16,9 @@ from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Detector, Mahalanobis, N
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.tuner import DyLoraModel
 from dylora_moe.tuner.merge import similarity
+
+# Experts tried on what looks new: the detector tells it from every known skill alike, so the nearest may be another.
+_TRIED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +78,11 @@ def examine(
         base_loss = evaluator.run(model).mean_loss
     novelty, digest = _judge(library, features, config), data_hash(data)
     before = evaluator.run(model).mean_loss if library.skills else base_loss
-    losses, experts = None, {known: skill.record.expert for known, skill in library.skills.items()}
+    losses, experts = None, library.experts
     if novelty.nearest is not None:
-        home = library.skills[novelty.nearest].record
-        with model.forced(home.expert):
-            expert = evaluator.run(model).mean_loss
-        losses = Losses(base=base_loss, expert=expert, home_base=home.base_loss, home_expert=home.loss)
+        measured = _try_experts(model, evaluator, library, novelty, base_loss)
+        best = max(measured, key=lambda skill: measured[skill].share)
+        novelty, losses = replace(novelty, nearest=best), measured[best]
     decision = decide(
         novelty,
         experts=experts,
@@ -96,6 +98,24 @@ def examine(
     )
     merge = _most_alike(model) if decision.needs_room else None
     return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before, merge=merge)
+
+
+def _try_experts(
+    model: DyLoraModel, evaluator: Evaluator, library: SkillLibrary, novelty: Novelty, base_loss: float
+) -> dict[str, Losses]:
+    """Skill -> what its expert does for the new data: of the nearest one, and of a few more where none is near."""
+    ranked = novelty.ranked or (str(novelty.nearest),)
+    found: dict[str, Losses] = {}
+    tried: set[str] = set()
+    for skill in ranked if novelty.is_new else ranked[:1]:
+        home = library.skills[skill].record
+        if home.expert in tried or len(tried) == _TRIED:
+            continue
+        tried.add(home.expert)
+        with model.forced(home.expert):
+            expert = evaluator.run(model).mean_loss
+        found[skill] = Losses(base=base_loss, expert=expert, home_base=home.base_loss, home_expert=home.loss)
+    return found
 
 
 def _most_alike(model: DyLoraModel) -> tuple[str, str]:
