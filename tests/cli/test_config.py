@@ -108,7 +108,13 @@ def test_a_setting_is_explained_whole(name: str) -> None:
 
 def test_without_a_name_every_setting_is_listed_by_group() -> None:
     text = printed("explain")
-    assert [line.strip() for line in text.splitlines() if line[:1].isalpha()] == ["Model", "Data", "Training", "Run"]
+    assert [line.strip() for line in text.splitlines() if line[:1].isalpha()] == [
+        "Model",
+        "Data",
+        "Skills",
+        "Training",
+        "Run",
+    ]
     records = json.loads(printed("explain", "--json"))
     assert [record["name"] for record in records] == list(RunConfig.model_fields)
     assert all(f" {name} " in text for name in RunConfig.model_fields)

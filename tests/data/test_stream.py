@@ -13,7 +13,7 @@ from dylora_moe.data.build import build_data
 from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import extend_registry
 from dylora_moe.data.settings import DataSettings
-from dylora_moe.data.stream import Skill, parse_skills
+from dylora_moe.data.stream import Skill, all_at_once, parse_skills
 from dylora_moe.errors import DataError
 
 
@@ -139,7 +139,7 @@ def test_two_skills_of_one_name_are_refused(here: Path, skills: list[Any]) -> No
         ({"skil": "a", "datasets": ["flask"]}, "got 'skil'. Did you mean skill?"),
         (
             {"datasets": ["flask"], "rank": 8},
-            "must be one of skill, datasets, decision, lora_r, lora_alpha, got",
+            "must be one of skill, datasets, decision, lora_r, lora_alpha, find_changes, got",
         ),
         ({"name": "flask", "decision": "grow"}, "got 'name'. It says something of a data set: write datasets: [{name"),
         ({"nam": "flask"}, "a key of a datasets entry must be one of name"),
@@ -248,3 +248,17 @@ def test_parts_of_a_built_in_set_share_no_row_and_are_all_of_it(name: str) -> No
 def test_more_parts_than_rows_are_refused(here: Path) -> None:
     with pytest.raises(DataError, match=r"must leave each part a training row, got 4/4 of 3 rows\. Take fewer parts"):
         rows_of({"path": "sums.jsonl", "part": "4/4"})
+
+
+def test_a_stream_is_looked_at_as_all_of_its_data() -> None:
+    config = make_config(
+        {"mode": "continual", "skills": ["flask", {"skill": "web", "datasets": ["requests", "stripe"]}]}
+    )
+    joint = all_at_once(config)
+    assert joint.mode == "joint" and joint.skills == ()
+    assert joint.datasets == (
+        {"name": "flask", "domain": "flask", "on_bad_row": "stop"},
+        {"name": "requests", "domain": "web", "on_bad_row": "stop"},
+        {"name": "stripe", "domain": "web", "on_bad_row": "stop"},
+    )
+    assert all_at_once(joint) is joint

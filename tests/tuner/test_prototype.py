@@ -219,7 +219,7 @@ def test_an_immature_expert_makes_everything_dense(make_model: Any, batch: dict[
     model(**batch)
     decision = model.decisions[None]
     assert decision.experts is None
-    torch.testing.assert_close(decision.weights, (decision.logits / 50).softmax(-1))
+    torch.testing.assert_close(decision.weights, (decision.logits / 50**0.5).softmax(-1))
     assert decision.sure is not None and decision.sure.tolist() == [True, True, False], "still said"
 
 

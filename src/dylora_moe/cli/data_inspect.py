@@ -28,13 +28,14 @@ def _inspect(recipe: Path | None, as_json: bool, html: Path | None, samples: int
     from dylora_moe.data.build import build_run_data
     from dylora_moe.data.inspect import SAMPLES, view_data
     from dylora_moe.data.paths import with_full_paths
+    from dylora_moe.data.stream import all_at_once
     from dylora_moe.data.templates import set_template
     from dylora_moe.report.page import render_data
 
     console = consoles(as_json)
     tokenizer = load_tokenizer(config.base_model, progress=console.print)
     set_template(tokenizer, config.chat_template)
-    data = build_run_data(with_full_paths(config), tokenizer, tell=console.print)
+    data = build_run_data(all_at_once(with_full_paths(config)), tokenizer, tell=console.print)
     view = view_data(data, tokenizer, samples=SAMPLES if samples is None else samples).as_record()
     show_data(console, view)
     show_lengths(console, view)

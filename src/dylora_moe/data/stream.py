@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dylora_moe.config import DATASET_KEYS, SKILL_KEYS, DatasetSpec, SkillSpec
+from dylora_moe.config import DATASET_KEYS, SKILL_KEYS, DatasetSpec, RunConfig, SkillSpec
 from dylora_moe.config.continual import Action
 from dylora_moe.config.spelling import did_you_mean, nearest
-from dylora_moe.data.registry import REGISTRY, DataSource
+from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
 from dylora_moe.data.source_reader import SourceReader
 from dylora_moe.data.sources import check_path, parse_dataset_spec
 from dylora_moe.errors import DataError
@@ -53,6 +53,15 @@ def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] =
             )
         seen[skill.name] = skill
     return tuple(skills)
+
+
+def all_at_once(config: RunConfig) -> RunConfig:
+    """A stream as a run of all its skills' data, to look at them; other runs as they are."""
+    if config.mode == "joint":
+        return config
+    skills = parse_skills(config.skills, registry_of(config.data_registry))
+    datasets = tuple(dataset for skill in skills for dataset in skill.datasets)
+    return config.model_copy(update={"mode": "joint", "skills": (), "datasets": datasets})
 
 
 def is_pattern(entry: str) -> bool:

@@ -15,6 +15,8 @@ from transformers import TrainerCallback, set_seed
 from dylora_moe.config import RunConfig
 from dylora_moe.data.batching import PlannedBatchSampler
 from dylora_moe.data.paths import with_full_paths
+from dylora_moe.data.registry import registry_of
+from dylora_moe.data.stream import parse_skills
 from dylora_moe.errors import RunError
 from dylora_moe.run_dir import CHECKPOINTS, FINAL, RunDir
 from dylora_moe.train.callbacks.progress import ShowProgress
@@ -26,6 +28,7 @@ from dylora_moe.train.memory import available_memory, peak_memory, restart_peak
 from dylora_moe.train.needs import Counts, count_work, largest_batch, plan_memory
 from dylora_moe.train.session import Session, Stages, build_trainer, calibrate_router, check_machine, prepare
 from dylora_moe.train.stopping import StopSignals
+from dylora_moe.train.stream import stage_config
 from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner import save_model
 
@@ -73,6 +76,8 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
     stages, stop = stages or Stages(), stop or StopSignals()
     config = settle_here(with_full_paths(config))
     check_machine(config)
+    if config.mode == "continual":
+        config = _first_skill(config, stages)
     disk = next(parent for parent in config.run_dir.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=disk) as folder:
         config = config.model_copy(update={"output_dir": Path(folder), "run_name": "run"})
@@ -83,6 +88,13 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
         with closing(ShowProgress(stages.console)) as progress:
             trainer = build_trainer(session, stop=stop, tell=stages.tell, callbacks=[progress])
             return _measure(session, trainer, stages)
+
+
+def _first_skill(config: RunConfig, stages: Stages) -> RunConfig:
+    """What a stream does for one skill."""
+    first = parse_skills(config.skills, registry_of(config.data_registry))[0]
+    stages.tell(f"A stream is tried out by its first skill, {first.name}: time and disk are those of one skill.")
+    return stage_config(config, first, RunDir(config.run_dir))
 
 
 def _measure(session: Session, trainer: RoutedTrainer, stages: Stages) -> Rehearsal:

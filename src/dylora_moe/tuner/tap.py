@@ -232,7 +232,9 @@ class Tap:
             row_of_unit = rows.repeat_interleave(per_row)
             unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
         maturity = self.maturity()
-        config = replace(self.config, temperature=self.config.temperature ** (1 - maturity))
+        config = self.config
+        if maturity < 1:
+            config = replace(config, temperature=config.temperature ** (1 - maturity))
         return make_decision(logits, valid, row_of_unit, unit_of_token, config, dense=maturity < 1, sure=sure)
 
     def _units(self, features: Tensor, layout: Layout) -> Tensor:
