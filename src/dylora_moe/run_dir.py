@@ -39,6 +39,7 @@ STAGES = "stages"
 DECISION = "decision.json"
 STAGE = "stage.json"
 UNDONE = "undone"
+SEGMENTS = "segments"
 REPORT = "report.html"
 WARNINGS = "warnings.jsonl"
 _LINES = (METRICS, ROUTING, SAMPLES, WARNINGS)

@@ -24,6 +24,7 @@ from dylora_moe.evaluate.run import evaluate_run
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import continual, fitting
 from dylora_moe.train.run import train
+from dylora_moe.train.stream import number_of
 from dylora_moe.train.stream_result import rollback
 from dylora_moe.tuner import load_model
 
@@ -362,3 +363,56 @@ def test_skills_are_found_where_nobody_says_where_they_begin(stream: Callable[..
     assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow", "grow"]
     assert train(config)["already_finished"]
     assert len(evaluate_run(config.run_dir, progress=lambda text: None).domains) == 2
+
+
+def test_a_stage_is_ended_with_the_rows_it_was_begun_with(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rows = write_lines(tmp_path / "sums.jsonl", domain_rows("sums"))
+    config = stream(skills=[str(rows)])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, fitting, "plan_memory", 1)
+        train(config)
+    write_lines(rows, domain_rows("functions"))
+    with pytest.raises(RunError, match="the data of skill sums must be those that its stage was begun with"):
+        train(config)
+    write_lines(rows, domain_rows("sums"))
+    assert len(train(config)["stages"]) == 1
+
+
+def test_a_start_that_came_to_nothing_leaves_the_folder_free(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", domain_rows("sums")[:12])
+    with pytest.raises(DataError):
+        train(stream(skills=[str(few)]))
+    write_lines(few, domain_rows("sums"))
+    assert len(train(stream(skills=[str(few)], max_steps=2))["stages"]) == 1
+
+
+def test_found_skills_must_not_be_named_as_others(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    mixed = write_lines(tmp_path / "log.jsonl", 3 * domain_rows("capitals"))
+    found = {"skill": "log", "datasets": [str(mixed)], "find_changes": True}
+    config = stream(skills=[found, {"skill": "log_1", "datasets": [str(mixed)]}])
+    with pytest.raises(DataError, match="different names, got 'log_1' twice"):
+        train(config)
+    write_lines(mixed, 3 * domain_rows("sums"))
+    config = stream(skills=[found])
+    train(config)
+    write_lines(mixed, 3 * domain_rows("capitals"))
+    with pytest.raises(RunError, match="the rows of log must be those that its skills were found in"):
+        train(config)
+
+
+def test_a_warm_start_of_another_shape_starts_from_nothing(
+    stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]
+) -> None:
+    wide = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "lora_r": 16}
+    assert len(train(stream(skills=[str(tiny_rows["capitals"]), wide], warm_start=True))["stages"]) == 2
+
+
+def test_the_hundredth_stage_comes_after_the_eleventh() -> None:
+    names = ["02-b", "100-c", "11-a"]
+    assert sorted(map(Path, names), key=number_of) == [Path("02-b"), Path("11-a"), Path("100-c")]
+
+
+def test_what_is_no_run_is_not_taken_back(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no config\.yaml"):
+        rollback(tmp_path / "nothing", "capitals")
+    assert not (tmp_path / "nothing").exists()

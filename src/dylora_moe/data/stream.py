@@ -44,6 +44,16 @@ def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] =
         DataError: An entry that cannot be read, a pattern that matches nothing, or two skills of one name.
     """
     skills = [_parse(value, registry) for entry in entries for value in _expand(entry)]
+    check_names(skills)
+    return tuple(skills)
+
+
+def check_names(skills: Sequence[Skill]) -> None:
+    """See that every skill has a name of its own.
+
+    Raises:
+        DataError: Two have the same.
+    """
     seen: dict[str, Skill] = {}
     for skill in skills:
         if skill.name in seen:
@@ -52,7 +62,6 @@ def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] =
                 f"{{skill: {skill.name}_2, datasets: [...]}}; the same data twice teaches nothing new."
             )
         seen[skill.name] = skill
-    return tuple(skills)
 
 
 def all_at_once(config: RunConfig) -> RunConfig:

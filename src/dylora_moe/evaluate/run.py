@@ -59,6 +59,8 @@ def _validation(trained: TrainedRun, progress: Callable[[str], None]) -> dict[st
         if not (stage / STAGE).is_file():  # begun, and not committed
             continue
         name = stage.read(STAGE)["figures"]["skill"]
+        if name not in library:  # committed, while the model is that of the last finished stream
+            continue
         config = read_config(stage)
         own = tuple(dataset for dataset in config.datasets if isinstance(dataset, dict) and dataset["domain"] == name)
         data = build_run_data(config.model_copy(update={"datasets": own}), trained.tokenizer, tell=progress)

@@ -11,6 +11,7 @@ from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import parse_skills
+from dylora_moe.errors import RunError, TunerError
 from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, START, RunDir
 from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, save_library
 from dylora_moe.skills.prototypes import fit_prototypes
@@ -19,7 +20,7 @@ from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.features import draw_prompts, read_features
 from dylora_moe.train.fitting import fit, tracking
 from dylora_moe.train.folder import find_start
-from dylora_moe.train.novelty import Arrival, check_rows, examine
+from dylora_moe.train.novelty import Arrival, check_rows, data_hash, examine
 from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
@@ -93,7 +94,7 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
     if arrival.merge is not None:
         _make_room(stream, *arrival.merge, stages)
-    expert = decision.expert or _grow(stream, place, config, decision.nearest)
+    expert = decision.expert or _grow(stream, place, config, decision.nearest, stages)
     for name in stream.model.expert_names:
         stream.model.freeze_expert(name, frozen=name != expert)
     library = stream.library.with_skill(_describe(stream, skill.name, expert, arrival, features))
@@ -122,7 +123,13 @@ def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features
     """Decide once: what was decided before a stop is what is done after it."""
     stage, skill = stream.stage(place), stream.skills[place]
     if (stage / DECISION).is_file():
-        return TypeAdapter(Arrival).validate_python(stage.read(DECISION))
+        arrival = TypeAdapter(Arrival).validate_python(stage.read(DECISION))
+        if arrival.data != data_hash(stream.data[skill.name]):
+            raise RunError(
+                f"the data of skill {skill.name} must be those that its stage was begun with, and they are others. "
+                f"Bring them back, or delete {stage.path}, which has not come to its end."
+            )
+        return arrival
     stages.tell("Comparing its prompts with those of known skills ...")
     arrival = examine(
         stream.model,
@@ -145,7 +152,7 @@ def _make_room(stream: Stream, into: str, gone: str, stages: Stages) -> None:
     stream.library = stream.library.with_merged(gone, into)
 
 
-def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None) -> str:
+def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None, stages: Stages) -> str:
     """The new expert of a stage, in the model from now on; the first one, or that of a trained stage, is there."""
     model, known = stream.model, set(stream.library.experts.values())
     if new := [name for name in model.expert_names if name not in known]:
@@ -154,7 +161,10 @@ def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None) ->
     name = expert_name(stream.base, stream.skills[place].name, model.expert_names)
     model.add_expert(name, expert_config(config), maturity=1.0)
     if config.warm_start and nearest is not None:
-        copy_expert_weights(model, stream.library.experts[nearest], name)
+        try:
+            copy_expert_weights(model, stream.library.experts[nearest], name)
+        except TunerError as error:  # another shape; nothing was copied
+            stages.tell(f"Expert {name} starts from nothing: {error}")
     return name
 
 

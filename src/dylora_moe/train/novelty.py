@@ -134,6 +134,8 @@ def check_rows(skill: Skill, data: DataBundle) -> None:
     Raises:
         DataError: There are too few, and the recipe does not say what to do with the skill.
     """
+    if len(data.train) < 2:
+        raise DataError(f"skill {skill.name} must have at least 2 training rows, got {len(data.train)}. Add rows.")
     if len(data.train) < MIN_ROWS and skill.decision is None:
         raise DataError(
             f"skill {skill.name} must have at least {MIN_ROWS} training rows for a decision on what is new, got "

@@ -3,6 +3,7 @@
 Written once into `segments/` of the stream's folder, as JSON lines, so that every later run has the same skills.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,16 +14,15 @@ from dylora_moe.data.example import Example
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.source_reader import SourceReader
 from dylora_moe.data.sources import parse_dataset_spec
-from dylora_moe.data.stream import Skill
+from dylora_moe.data.stream import Skill, check_names
 from dylora_moe.data.tokenize import tokenize_examples
-from dylora_moe.errors import DataError
-from dylora_moe.run_dir import RunDir
+from dylora_moe.errors import DataError, RunError
+from dylora_moe.run_dir import SEGMENTS, RunDir
 from dylora_moe.skills.changes import find_changes
 from dylora_moe.skills.library import Source
 from dylora_moe.train.features import read_features
 from dylora_moe.train.session import Stages, build_model, load_run_base
 
-SEGMENTS = "segments"
 _BOUNDS = "segments.json"
 
 
@@ -32,7 +32,9 @@ def cut_streams(config: RunConfig, run: RunDir, skills: Sequence[Skill], stages:
     Raises:
         DataError: Such a data set has too few rows, or one without a prompt.
     """
-    return tuple(part for skill in skills for part in _parts(config, run, skill, stages))
+    found = tuple(part for skill in skills for part in _parts(config, run, skill, stages))
+    check_names(found)
+    return found
 
 
 def _parts(config: RunConfig, run: RunDir, skill: Skill, stages: Stages) -> Iterator[Skill]:
@@ -40,15 +42,25 @@ def _parts(config: RunConfig, run: RunDir, skill: Skill, stages: Stages) -> Iter
         yield skill
         return
     folder = f"{SEGMENTS}/{skill.name}"
+    examples = _read(config, skill)
+    digest = hashlib.sha256("".join(map(_line, examples)).encode()).hexdigest()
     if not (run / folder / _BOUNDS).is_file():
-        _cut(config, run, skill, folder, stages)
-    for name in run.read(f"{folder}/{_BOUNDS}")["skills"]:
+        _cut(config, run, skill, examples, digest, stages)
+    bounds = run.read(f"{folder}/{_BOUNDS}")
+    if bounds["sha256"] != digest:
+        raise RunError(
+            f"the rows of {skill.name} must be those that its skills were found in, and they are others. Bring them "
+            "back, or choose another --run_name."
+        )
+    for name in bounds["skills"]:
         path = str((run / folder / f"{name}.jsonl").absolute())
         yield replace(skill, name=name, datasets=({"path": path, "domain": name},), finds_changes=False)
 
 
-def _cut(config: RunConfig, run: RunDir, skill: Skill, folder: str, stages: Stages) -> None:
-    examples = _read(config, skill)
+def _cut(
+    config: RunConfig, run: RunDir, skill: Skill, examples: Sequence[Example], digest: str, stages: Stages
+) -> None:
+    folder = f"{SEGMENTS}/{skill.name}"
     stages.tell(f"Looking for changes of skill in the {len(examples):,} rows of {skill.name} ...")
     base = load_run_base(config, stages)
     rows = tokenize_examples(examples, base.tokenizer).rows
@@ -69,7 +81,9 @@ def _cut(config: RunConfig, run: RunDir, skill: Skill, folder: str, stages: Stag
     names = [f"{skill.name}_{number}" for number in range(1, len(bounds))]
     for name, start, stop in zip(names, bounds, bounds[1:], strict=False):
         run.write(f"{folder}/{name}.jsonl", "".join(_line(example) for example in examples[start:stop]))
-    run.write(f"{folder}/{_BOUNDS}", {"rows": len(examples), "changes": list(changes), "skills": names})
+    run.write(
+        f"{folder}/{_BOUNDS}", {"rows": len(examples), "sha256": digest, "changes": list(changes), "skills": names}
+    )
     stages.tell(
         f"{skill.name}: {len(names)} stretches of one skill each; changes before rows {list(changes) or 'none'}."
     )

@@ -23,7 +23,7 @@ from dylora_moe.data.stream import Skill
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import CONFIG, FINAL, STAGE, STAGES, RunDir
+from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir
 from dylora_moe.skills.growth import Decision
 from dylora_moe.skills.library import SkillLibrary, Source, load_library
 from dylora_moe.train.folder import differences
@@ -127,6 +127,7 @@ def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
         "skills": (),
         "datasets": skill.datasets,
         "allow_expert_growth": None,
+        "max_experts": None,
         "output_dir": stage.path.parent,
         "run_name": stage.path.name,
         "num_experts": 1,
@@ -138,9 +139,14 @@ def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
     return config.model_copy(update=changed)
 
 
+def number_of(stage: Path) -> int:
+    """Of a stage, by its folder: the hundredth comes after the eleventh."""
+    return int(stage.name.partition("-")[0])
+
+
 def read_stages(run: RunDir) -> list[tuple[Path, StageRecord]]:
     """(folder, record) of each stage that counts, in their order."""
-    folders = sorted(path for path in run.path.glob(f"{STAGES}/*") if (path / STAGE).is_file())
+    folders = sorted((path for path in run.path.glob(f"{STAGES}/*") if (path / STAGE).is_file()), key=number_of)
     adapter = TypeAdapter(StageRecord)
     return [(path, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
 
@@ -151,7 +157,8 @@ def claim_folder(run: RunDir, config: RunConfig) -> None:
     Raises:
         RunError: The folder holds something else, or a stream with other settings.
     """
-    if run.is_empty:
+    if run.is_empty or ((run / CONFIG).is_file() and not (run / START).is_file()):  # of a start that came to nothing
+        shutil.rmtree(run / SEGMENTS, ignore_errors=True)
         run.write(CONFIG, to_yaml(config))
         return
     if not (run / CONFIG).is_file():

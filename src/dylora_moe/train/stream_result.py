@@ -9,10 +9,11 @@ from typing import Any
 
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.forgetting import summarise
+from dylora_moe.evaluate.load import read_config
 from dylora_moe.report.page import render_stream
 from dylora_moe.run_dir import FINAL, REPORT, RESULT, START, UNDONE, RunDir
 from dylora_moe.skills.library import RECORD, TENSORS, load_library
-from dylora_moe.train.stream import StageRecord, copy_model, read_stages
+from dylora_moe.train.stream import StageRecord, copy_model, number_of, read_stages
 from dylora_moe.tuner.exchange import read_description
 
 
@@ -38,6 +39,7 @@ def rollback(path: Path, skill: str) -> dict[str, Any]:
         RunError: The folder is no stream, or no stage of it is of that skill.
     """
     run = RunDir(path)
+    read_config(run)
     with run.locked():
         stages = read_stages(run)
         names = [record.figures.skill for _, record in stages]
@@ -48,7 +50,8 @@ def rollback(path: Path, skill: str) -> dict[str, Any]:
         kept = _next_folder(run / UNDONE)
         (run / RESULT).unlink(missing_ok=True)
         # From the last one, so that what is left is a stream at any moment.
-        undone = [folder for folder in reversed(sorted(stages[0][0].parent.iterdir())) if folder >= stages[place][0]]
+        begun = sorted(stages[0][0].parent.iterdir(), key=number_of, reverse=True)
+        undone = [folder for folder in begun if number_of(folder) > place]
         for folder in undone:
             os.replace(folder, kept / folder.name)
         if place:
