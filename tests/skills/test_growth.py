@@ -33,8 +33,20 @@ def told(novelty: Novelty = NEW, losses: Losses | None = NOT_SERVED, limits: Lim
 CASES = [
     (KNOWN, SERVED, FREE, "reuse", "like those of a (0.500 <= 0.600), and expert one does it: 90% of what it gains at"),
     (KNOWN, NOT_SERVED, FREE, "extend", "like those of a (0.500 <= 0.600), but expert one gains 20% of what it gains"),
-    (NEW, SERVED, FREE, "reuse", "differ from those of a, the nearest (0.700 > 0.600), yet expert one does it: 90%"),
-    (NEW, NOT_SERVED, FREE, "grow", "differ from those of a, the nearest (0.700 > 0.600), and expert one gains 20%"),
+    (
+        NEW,
+        SERVED,
+        FREE,
+        "reuse",
+        "differ from those of every known skill (of a: 0.700 > 0.600), yet expert one does it: 90%",
+    ),
+    (
+        NEW,
+        NOT_SERVED,
+        FREE,
+        "grow",
+        "differ from those of every known skill (of a: 0.700 > 0.600), and expert one gains 20%",
+    ),
     # Two experts serve three skills.
     (NEW, NOT_SERVED, ROOM, "grow", "and expert one gains 20%"),
     (
@@ -42,9 +54,9 @@ CASES = [
         NOT_SERVED,
         FULL,
         "extend",
-        "But there are 2 experts and max_experts is 2, so expert one of the nearest skill",
+        "But there are 2 experts and max_experts is 2, so expert one takes it",
     ),
-    (NEW, NOT_SERVED, CLOSED, "extend", "But experts may not be added (allow_expert_growth), so expert one of the nea"),
+    (NEW, NOT_SERVED, CLOSED, "extend", "But experts may not be added (allow_expert_growth), so expert one takes"),
     (NEW, SERVED, FULL, "reuse", "yet expert one does it"),
     (NEW, SERVED, CLOSED, "reuse", "yet expert one does it"),
     (KNOWN, SERVED, CLOSED, "reuse", "and expert one does it"),

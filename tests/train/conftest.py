@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import lean_process, settings, tiny_base, tiny_rows, tiny_settings
+from tests.train.streams import stream, whole
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -24,7 +25,7 @@ from dylora_moe.train.run import train
 from dylora_moe.train.session import Session, build_model
 from dylora_moe.tuner.head import read_head
 
-__all__ = ["lean_process", "tiny_base", "tiny_rows", "tiny_settings"]
+__all__ = ["lean_process", "stream", "tiny_base", "tiny_rows", "tiny_settings", "whole"]
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """Streams of skills: what is decided, what stays as it was, and that a stream goes on wherever it stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,71 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny import DOMAINS, domain_rows, write_lines
-from tests.train.whole import CLOCKS
+from tests.train.streams import Stop, beside, outcome, stop_at
+from tests.train.whole import start
 
 from dylora_moe.bases import load_base
-from dylora_moe.config import RunConfig, make_config
+from dylora_moe.config import RunConfig
 from dylora_moe.errors import ConfigError, DataError, RunError
 from dylora_moe.evaluate.run import evaluate_run
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import continual, fitting
 from dylora_moe.train.run import train
-from dylora_moe.train.stream import number_of
-from dylora_moe.train.stream_result import rollback
 from dylora_moe.tuner import load_model
 
 Settings = Callable[..., dict[str, Any]]
-
-
-class Stop(Exception):
-    """Stands for a stop at a place of the test's choice."""
-
-
-@pytest.fixture
-def stream(tiny_settings: Settings, tiny_rows: dict[str, Path]) -> Callable[..., RunConfig]:
-    """(**changes) -> a stream of the tiny domains, three steps each."""
-
-    def make(**changes: Any) -> RunConfig:
-        values = tiny_settings(mode="continual", skills=[str(tiny_rows[domain]) for domain in DOMAINS])
-        values |= {"validation_split": 0.1, "max_steps": 3, "save_steps": 1, "feature_rows": 20, "sample_tokens": 0}
-        return make_config({key: value for key, value in values.items() if key != "datasets"} | changes)
-
-    return make
-
-
-def outcome(run: RunDir) -> dict[str, Any]:
-    """All that a stream leaves, but for clocks, paths, checkpoints and what was undone."""
-    left: dict[str, Any] = {}
-    for path in sorted(run.path.rglob("*")):
-        name = path.relative_to(run.path).as_posix()
-        if not path.is_file() or {"checkpoints", "undone", "eval"} & set(name.split("/")):
-            continue
-        if path.name in ("environment.json", "config.yaml", "report.html") or path.name.startswith(".lock"):
-            continue
-        content = path.read_bytes().replace(str(run.path).encode(), b"RUN")
-        if path.name == "metrics.jsonl":
-            lines = RunDir(path.parent).read_lines(path.name)
-            left[name] = [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
-        else:
-            left[name] = content
-    return left
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_rows: dict[str, Path]) -> Any:
-    """(settings, run folder, result) of a stream without a stop; not to be changed."""
-    from tests.tiny import settings
-
-    values = settings(tiny_base, tiny_rows, tmp_path_factory.mktemp("streams"))
-    values |= {"mode": "continual", "skills": [str(tiny_rows[domain]) for domain in DOMAINS], "run_name": "whole"}
-    values |= {"validation_split": 0.1, "max_steps": 3, "save_steps": 1, "feature_rows": 20, "sample_tokens": 0}
-    config = make_config({key: value for key, value in values.items() if key != "datasets"})
-    result = json.loads(json.dumps(train(config), allow_nan=False))
-    return config, RunDir(config.run_dir), result
-
-
-def beside(whole: Any, name: str, **changes: Any) -> RunConfig:
-    return whole[0].model_copy(update={"run_name": name, **changes})
 
 
 def test_new_skills_get_experts_and_old_ones_stay_as_they_are(whole: Any) -> None:
@@ -128,12 +73,6 @@ def test_growth_leaves_the_logits_of_old_skills_as_they_are(whole: Any, tiny_bas
     assert torch.equal(*found)
 
 
-def test_a_finished_stream_is_left_alone(whole: Any) -> None:
-    before = outcome(whole[1])
-    result = train(whole[0])
-    assert result["already_finished"] and outcome(whole[1]) == before
-
-
 # In the order in which a stream comes by; the call of each after the last stop at which to stop.
 PLACES = (
     (continual, "build_run_data", 3),
@@ -170,31 +109,10 @@ def test_a_stream_that_stopped_anywhere_ends_the_same(whole: Any) -> None:
     assert outcome(RunDir(config.run_dir)) == outcome(whole[1])
 
 
-def stop_at(patch: pytest.MonkeyPatch, owner: Any, name: str, times: int) -> None:
-    act, calls = getattr(owner, name), []
-
-    def acting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(name)
-        if len(calls) == times:
-            raise Stop
-        return act(*args, **kwargs)
-
-    patch.setattr(owner, name, acting)
-
-
 def test_a_killed_stream_ends_the_same(whole: Any) -> None:
     """By SIGKILL in the second skill's training, between its steps."""
     config = beside(whole, "killed")
-    code = (
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from dylora_moe.config import make_config\n"
-        "from dylora_moe.train.run import train\n"
-        "import json\n"
-        "train(make_config(json.loads(sys.argv[1])))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
+    process = start(config)
     while process.poll() is None and not list(config.run_dir.glob("stages/02-*/checkpoints/step-*")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -209,21 +127,6 @@ def test_a_skill_that_comes_later_is_learned_by_the_same_command(whole: Any) -> 
     assert len(train(config)["stages"]) == 2
     train(beside(whole, "grown"))
     assert outcome(RunDir(config.run_dir)) == outcome(whole[1])
-
-
-def test_a_stream_is_taken_back_and_learns_again(whole: Any) -> None:
-    config = beside(whole, "back")
-    train(config)
-    undone = rollback(config.run_dir, "functions")
-    assert undone["skills"] == ["capitals"] and undone["undone"] == ["02-functions", "03-sums"]
-    run = RunDir(config.run_dir)
-    assert run.read("result.json")["experts"] == ["capitals"]
-    assert sorted(path.name for path in (run / "final" / "experts").iterdir()) == ["capitals"]
-    assert (run / "undone" / "1" / "03-sums" / "stage.json").is_file()
-    with pytest.raises(RunError, match=r"one that .* has learned \(capitals\), got 'sums'"):
-        rollback(config.run_dir, "sums")
-    train(config)
-    assert outcome(run) == outcome(whole[1])
 
 
 def test_the_same_rows_again_are_reused(stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]) -> None:
@@ -249,6 +152,19 @@ def test_without_room_the_nearest_expert_is_trained_further(
         for stage in ("01-capitals", "02-sums")
     ]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    trained = RunDir(config.run_dir / "stages" / "02-sums").read("result.json")["trained"]
+    assert {part["domain"] for part in trained if part["rows"]} == {"capitals", "sums"}  # the old skill, too
+
+
+@pytest.mark.parametrize("answer", ["base", "dense"])
+def test_prompts_that_the_base_answers_went_to_no_expert(stream: Callable[..., RunConfig], answer: str) -> None:
+    """The radius of each skill leaves out about half of its own prompts."""
+    result = train(stream(unsure_rate=0.45, unsure_answer=answer, skills=stream().skills[:2]))
+    figures = result["stages"][-1]["figures"]
+    assert any(0 < share < 1 for share in figures["unsure"].values())
+    for skill, routed in figures["routed"].items():
+        answered = 1 - figures["unsure"][skill] if answer == "base" else 1.0
+        assert sum(routed.values()) == pytest.approx(answered)
 
 
 def test_an_expert_may_have_another_rank(stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]) -> None:
@@ -268,25 +184,6 @@ def test_too_few_rows_are_refused_before_any_work(stream: Callable[..., RunConfi
     with pytest.raises(DataError, match=r"skill few must have at least 20 training rows .* got 1."):
         train(config)
     assert not (config.run_dir / "stages").exists()
-
-
-def test_other_skills_in_learned_places_are_refused(whole: Any) -> None:
-    before = outcome(whole[1])
-    swapped = (whole[0].skills[1], whole[0].skills[0])
-    with pytest.raises(RunError, match=r"skill 1 of the stream in .* was 'capitals', and is 'functions' now"):
-        train(whole[0].model_copy(update={"skills": swapped}))
-    with pytest.raises(RunError, match="other settings: learning_rate"):
-        train(whole[0].model_copy(update={"learning_rate": 0.5}))
-    assert outcome(whole[1]) == before
-
-
-def test_a_library_of_another_base_is_refused(whole: Any, tmp_path: Path) -> None:
-    config = beside(whole, "foreign", skills=whole[0].skills[:1])
-    train(config)
-    record = config.run_dir / "stages" / "01-capitals" / "skills.json"
-    record.write_text(record.read_text().replace('"tap_layer": 0', '"tap_layer": 1'))
-    with pytest.raises(RunError, match=r"layer 1, not of .*layer 0"):
-        train(beside(whole, "foreign"))
 
 
 def test_an_immature_expert_works_among_the_others(
@@ -352,19 +249,6 @@ def test_a_warm_start_begins_with_the_nearest_expert(
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
-def test_skills_are_found_where_nobody_says_where_they_begin(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
-    rows = [row for domain in ("capitals", "sums") for row in 3 * domain_rows(domain)]
-    mixed = write_lines(tmp_path / "mixed.jsonl", rows)
-    config = stream(skills=[{"skill": "mixed", "datasets": [str(mixed)], "find_changes": True}], run_name="found")
-    result = train(config)
-    found = RunDir(config.run_dir).read("segments/mixed/segments.json")
-    assert found["rows"] == 144 and len(found["changes"]) == 1 and abs(found["changes"][0] - 72) <= 3
-    assert [stage["skill"] for stage in result["stages"]] == ["mixed_1", "mixed_2"]
-    assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow", "grow"]
-    assert train(config)["already_finished"]
-    assert len(evaluate_run(config.run_dir, progress=lambda text: None).domains) == 2
-
-
 def test_a_stage_is_ended_with_the_rows_it_was_begun_with(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
     rows = write_lines(tmp_path / "sums.jsonl", domain_rows("sums"))
     config = stream(skills=[str(rows)])
@@ -378,41 +262,8 @@ def test_a_stage_is_ended_with_the_rows_it_was_begun_with(stream: Callable[..., 
     assert len(train(config)["stages"]) == 1
 
 
-def test_a_start_that_came_to_nothing_leaves_the_folder_free(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
-    few = write_lines(tmp_path / "few.jsonl", domain_rows("sums")[:12])
-    with pytest.raises(DataError):
-        train(stream(skills=[str(few)]))
-    write_lines(few, domain_rows("sums"))
-    assert len(train(stream(skills=[str(few)], max_steps=2))["stages"]) == 1
-
-
-def test_found_skills_must_not_be_named_as_others(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
-    mixed = write_lines(tmp_path / "log.jsonl", 3 * domain_rows("capitals"))
-    found = {"skill": "log", "datasets": [str(mixed)], "find_changes": True}
-    config = stream(skills=[found, {"skill": "log_1", "datasets": [str(mixed)]}])
-    with pytest.raises(DataError, match="different names, got 'log_1' twice"):
-        train(config)
-    write_lines(mixed, 3 * domain_rows("sums"))
-    config = stream(skills=[found])
-    train(config)
-    write_lines(mixed, 3 * domain_rows("capitals"))
-    with pytest.raises(RunError, match="the rows of log must be those that its skills were found in"):
-        train(config)
-
-
 def test_a_warm_start_of_another_shape_starts_from_nothing(
     stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]
 ) -> None:
     wide = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "lora_r": 16}
     assert len(train(stream(skills=[str(tiny_rows["capitals"]), wide], warm_start=True))["stages"]) == 2
-
-
-def test_the_hundredth_stage_comes_after_the_eleventh() -> None:
-    names = ["02-b", "100-c", "11-a"]
-    assert sorted(map(Path, names), key=number_of) == [Path("02-b"), Path("11-a"), Path("100-c")]
-
-
-def test_what_is_no_run_is_not_taken_back(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no config\.yaml"):
-        rollback(tmp_path / "nothing", "capitals")
-    assert not (tmp_path / "nothing").exists()

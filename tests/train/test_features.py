@@ -12,7 +12,7 @@ import torch
 from dylora_moe.bases import LoadedBase
 from dylora_moe.data.batching import Collator, TokenizedRow
 from dylora_moe.data.bundle import DataBundle
-from dylora_moe.errors import DataError
+from dylora_moe.errors import TunerError
 from dylora_moe.skills.library import Features, Source
 from dylora_moe.train.features import draw_prompts, read_features
 from dylora_moe.train.session import Session
@@ -131,10 +131,10 @@ def test_the_model_is_left_as_it_was(model: DyLoraModel, rows: list[TokenizedRow
         assert model.training is training
 
 
-def test_rows_without_a_prompt_are_told(model: DyLoraModel, rows: list[TokenizedRow]) -> None:
+def test_a_row_without_a_prompt_is_told(model: DyLoraModel, rows: list[TokenizedRow]) -> None:
     bare = replace(rows[0], labels=rows[0].input_ids)
-    with pytest.raises(DataError, match=r"by which the skill is known, and 2 of 21 have none\. Give them one"):
-        read(model, [bare, bare, *rows[2:]])
+    with pytest.raises(TunerError, match="a row must have a prompt before its first label"):
+        read(model, [bare, *rows[1:]])
 
 
 def test_prompts_are_drawn_at_random_in_their_order(loaded: tuple[LoadedBase, DataBundle]) -> None:

@@ -5,15 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.whole import HARD, outcome
+from tests.train.whole import HARD, outcome, start
 
 from dylora_moe.config import RunConfig, make_config
 from dylora_moe.errors import RunError
@@ -97,19 +95,6 @@ def test_what_is_killed_goes_on_too(tiny_settings: Callable[..., dict[str, Any]]
     assert kills >= 2
     assert start(config).wait() == 0
     assert outcome(RunDir(config.run_dir)) == outcome(RunDir(config.output_dir / "whole"))
-
-
-def start(config: RunConfig) -> "subprocess.Popen[bytes]":
-    code = (
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from dylora_moe.config import make_config\n"
-        "from dylora_moe.train.run import train\n"
-        "import json\n"
-        "train(make_config(json.loads(sys.argv[1])))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
 
 
 @pytest.fixture

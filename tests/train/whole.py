@@ -1,9 +1,13 @@
 """What interrupted runs are compared by: hard settings, and all that a run leaves."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 from safetensors.torch import load_file
 
+from dylora_moe.config import RunConfig
 from dylora_moe.run_dir import RunDir
 
 # Saves fall between lines of metrics, evaluations and ends of epochs.
@@ -42,3 +46,17 @@ def outcome(run: RunDir) -> dict[str, Any]:
         "lines": lines,
         "result": result,
     }
+
+
+def start(config: RunConfig) -> "subprocess.Popen[bytes]":
+    """The run in a process of its own, one thread."""
+    code = (
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from dylora_moe.config import make_config\n"
+        "from dylora_moe.train.run import train\n"
+        "import json\n"
+        "train(make_config(json.loads(sys.argv[1])))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)

@@ -51,6 +51,14 @@ class Limits:
     served_share: float
     merges: bool = False
 
+    def are_reached(self, count: int) -> bool:
+        """True where no expert may come to so many."""
+        return self.max_experts is not None and count >= self.max_experts
+
+    def can_merge(self, count: int) -> bool:
+        """True where two of so many may become one."""
+        return self.merges and count > 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -59,7 +67,8 @@ class Decision:
     Attributes:
         kind: `reuse` (nothing is trained), `extend` (the expert is trained further) or `grow` (a new expert).
         expert: That serves the skill from now on; None for a new one.
-        nearest: The known skill that its prompts are most like; None for the first.
+        nearest: The known skill that its prompts are most like, or one near them whose expert does more for it; None
+            for the first.
         reason: In a sentence.
         numbers: What it was decided by.
         needs_room: True where two experts have to become one before the new one comes.
@@ -105,23 +114,27 @@ def decide(
     expert, count = experts[nearest], len(set(experts.values()))
     served = losses.share >= limits.served_share
     kind, reason = _choose(novelty, nearest, expert, losses, served)
-    needs_room = False
     if wanted is not None:
         kind, reason = wanted, f"The recipe says {wanted}. By the numbers it would have been {kind}: {reason}"
     elif kind == "grow" and (refusal := _refusal(limits, count)):
         kind = "reuse" if served else "extend"
-        reason = f"{reason} But {refusal}, so expert {expert} of the nearest skill takes it."
-    if kind == "grow" and limits.max_experts is not None and count >= limits.max_experts:
-        needs_room = limits.merges and count > 1
-    chosen = None if kind == "grow" else expert
-    return Decision(kind=kind, expert=chosen, nearest=nearest, reason=reason, numbers=numbers, needs_room=needs_room)
+        reason = f"{reason} But {refusal}, so expert {expert} takes it."
+    return Decision(
+        kind=kind,
+        expert=None if kind == "grow" else expert,
+        nearest=nearest,
+        reason=reason,
+        numbers=numbers,
+        needs_room=kind == "grow" and limits.are_reached(count) and limits.can_merge(count),
+    )
 
 
 def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served: bool) -> tuple[Kind, str]:
     distance = novelty.distances[nearest]
     share = f"{losses.share:.0%} of what it gains at home"
     if novelty.is_new:
-        seen = f"Its prompts differ from those of {nearest}, the nearest ({distance:.3f} > {novelty.threshold:.3f})"
+        apart = f"of {nearest}: {distance:.3f} > {novelty.threshold:.3f}"
+        seen = f"Its prompts differ from those of every known skill ({apart})"
         if served:
             return "reuse", f"{seen}, yet expert {expert} does it: {share}."
         return "grow", f"{seen}, and expert {expert} gains {share} on it."
@@ -134,7 +147,7 @@ def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served:
 def _refusal(limits: Limits, count: int) -> str:
     if not limits.may_grow:
         return "experts may not be added (allow_expert_growth)"
-    if limits.max_experts is not None and count >= limits.max_experts and not (limits.merges and count > 1):
+    if limits.are_reached(count) and not limits.can_merge(count):
         return f"there are {count} experts and max_experts is {limits.max_experts}"
     return ""
 

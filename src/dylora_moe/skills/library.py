@@ -122,10 +122,6 @@ class SkillLibrary:
         }
         return replace(self, skills=skills)
 
-    def without_skill(self, name: str) -> "SkillLibrary":
-        """With one skill less."""
-        return replace(self, skills={other: skill for other, skill in self.skills.items() if other != name})
-
     def check_source(self, source: Source) -> None:
         """See that features read now can be compared with those of the library.
 
@@ -137,14 +133,6 @@ class SkillLibrary:
                 f"A skill library must be of the base and tap that are used, and it is of {_said(self.source)}, not of "
                 f"{_said(source)}. Features of one say nothing of the other: train with the first, or begin anew."
             )
-
-
-def draw_sample(features: Features, rows: int, seed: int) -> Features:
-    """So many rows of them, or all where there are fewer, in their order; the same for the same seed."""
-    if len(features) <= rows:
-        return features
-    chosen = np.random.default_rng(seed).choice(len(features), rows, replace=False)
-    return features[np.sort(chosen)]
 
 
 def save_library(library: SkillLibrary, folder: Path) -> None:

@@ -15,12 +15,12 @@ from dylora_moe.errors import RunError, TunerError
 from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, START, RunDir
 from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, save_library
 from dylora_moe.skills.prototypes import fit_prototypes
+from dylora_moe.train.arrival import Arrival, check_rows, data_hash, examine
 from dylora_moe.train.callbacks.mature import Mature
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.features import draw_prompts, read_features
 from dylora_moe.train.fitting import fit, tracking
 from dylora_moe.train.folder import find_start
-from dylora_moe.train.novelty import Arrival, check_rows, data_hash, examine
 from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config

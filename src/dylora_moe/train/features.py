@@ -11,8 +11,6 @@ import torch
 from dylora_moe.cache.store import cache_folder, forget_unused, materialise
 from dylora_moe.data.batching import Collator, TokenizedRow
 from dylora_moe.data.bundle import DataBundle
-from dylora_moe.data.tokenize import IGNORED
-from dylora_moe.errors import DataError
 from dylora_moe.skills.library import Features, Source
 from dylora_moe.tuner import DyLoraModel
 
@@ -46,10 +44,9 @@ def read_features(
         tell: Takes what a person should know.
 
     Raises:
-        DataError: A row has no prompt.
+        TunerError: A row has no token before its first label.
         CacheError: The cache cannot be written.
     """
-    _check_prompts(rows)
     collate = Collator(pad_token_id=pad_token_id)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
 
@@ -69,14 +66,6 @@ def read_features(
     materialise(folder, build, identity=identity, need_bytes=8 * width * len(rows), progress=tell)
     forget_unused(folder.parent)
     return np.load(folder / _FILE, allow_pickle=False)
-
-
-def _check_prompts(rows: Sequence[TokenizedRow]) -> None:
-    if bare := sum(row.labels[0] != IGNORED for row in rows):
-        raise DataError(
-            f"Rows of a skill must have a prompt, by which the skill is known, and {bare} of {len(rows)} have none. "
-            "Give them one, or leave them out."
-        )
 
 
 def _precision(model: DyLoraModel) -> str:

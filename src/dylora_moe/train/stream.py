@@ -26,6 +26,7 @@ from dylora_moe.evaluate.load import read_config
 from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir
 from dylora_moe.skills.growth import Decision
 from dylora_moe.skills.library import SkillLibrary, Source, load_library
+from dylora_moe.train.arrival import data_hash
 from dylora_moe.train.folder import differences
 from dylora_moe.train.session import Stages, build_model, load_run_base
 from dylora_moe.tuner import DyLoraModel, load_model, save_model
@@ -94,7 +95,7 @@ class Stream:
             RunError: It has others.
         """
         name = self.skills[place].name
-        then, now = self.library.skills[name].record.data, data.summary.domains[0].sha256
+        then, now = self.library.skills[name].record.data, data_hash(data)
         if then != now:
             raise RunError(
                 f"the data of skill {name} must be what it was learned from, so that it can be measured, and they are "

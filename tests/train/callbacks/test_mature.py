@@ -6,23 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.train.callbacks.line import Line
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dylora_moe.train.callbacks.mature import Mature
 
 STEPS = 20
-
-
-class Line(nn.Module):
-    """Something to train."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([4.0]))
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": ((x * self.weight - labels) ** 2).mean()}
 
 
 class Stop(TrainerCallback):

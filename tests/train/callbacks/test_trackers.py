@@ -4,20 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from tests.train.callbacks.line import Line
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from dylora_moe.train.callbacks.trackers import Track
 from dylora_moe.train.trackers import Trackers
-
-
-class Line(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([4.0]))
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": ((x * self.weight - labels) ** 2).mean()}
 
 
 def test_all_logs_of_the_first_process_are_tracked(tmp_path: Path) -> None:

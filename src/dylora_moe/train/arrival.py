@@ -129,11 +129,17 @@ def data_hash(data: DataBundle) -> str:
 
 
 def check_rows(skill: Skill, data: DataBundle) -> None:
-    """See that there are enough rows to decide by.
+    """See that there are prompts to know the skill by, and enough of them to decide.
 
     Raises:
-        DataError: There are too few, and the recipe does not say what to do with the skill.
+        DataError: There are too few, and the recipe does not say what to do with the skill; or a row has none.
     """
+    examples = data.validation_examples[skill.name]  # drawn from the same rows
+    if bare := sum(not any(message.content.strip() for message in example.prompt) for example in examples):
+        raise DataError(
+            f"skill {skill.name} must have prompts, by which it is known, and {bare} of {len(examples)} validation "
+            "rows have none. Give them one, or leave them out; text without prompts is learned with mode: joint."
+        )
     if len(data.train) < 2:
         raise DataError(f"skill {skill.name} must have at least 2 training rows, got {len(data.train)}. Add rows.")
     if len(data.train) < MIN_ROWS and skill.decision is None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from tests.tiny import WORDS, settings, write_lines
 
-from dylora_moe.bases import LoadedBase
+from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import make_config
 from dylora_moe.data.batching import Collator
 from dylora_moe.data.build import build_run_data
@@ -24,9 +24,9 @@ from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.run_dir import DECISION, RunDir
 from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, Source
 from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Mahalanobis, TwoSample
+from dylora_moe.train.arrival import Arrival, check_rows, data_hash, detector_of, examine
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.features import draw_prompts, read_features
-from dylora_moe.train.novelty import Arrival, check_rows, data_hash, detector_of, examine
 from dylora_moe.train.session import Session
 from dylora_moe.tuner import DyLoraModel
 
@@ -279,10 +279,33 @@ def test_the_detector_is_the_one_that_was_asked_for() -> None:
 def test_rows_for_a_decision_are_counted(bench: Bench) -> None:
     data = bench.data["sums"]
     enough, few = (replace(data, train=Rows.of([data.train[n] for n in range(count)])) for count in (MIN_ROWS, 19))
-    (skill,) = parse_skills(["flask"])
+    skill = replace(parse_skills(["flask"])[0], name="sums")
     check_rows(skill, enough)
-    with pytest.raises(
-        DataError, match=r"skill flask must have at least 20 training rows .* got 19\. Add rows, or say"
-    ):
+    with pytest.raises(DataError, match=r"skill sums must have at least 20 training rows .* got 19\. Add rows, or say"):
         check_rows(skill, few)
     check_rows(replace(skill, decision="grow"), few)
+
+
+@pytest.mark.parametrize("wanted", ["grow", None])
+def test_text_without_prompts_is_no_skill(tiny_base: Path, tmp_path: Path, wanted: Any) -> None:
+    """Whatever the recipe says: nothing could be sent to its expert."""
+    rows = write_lines(tmp_path / "words.jsonl", [{"text": row["completion"]} for row in CAPITALS])
+    config = make_config(settings(tiny_base, {}, tmp_path) | {"datasets": [str(rows)]})
+    data = build_run_data(config, load_base(str(tiny_base), dtype=torch.float32).tokenizer)
+    with pytest.raises(DataError, match=r"skill words must have prompts, by which it is known, and (\d+) of \1 valid"):
+        check_rows(replace(parse_skills(["flask"])[0], name="words", decision=wanted), data)
+
+
+@pytest.mark.parametrize(("tried", "kind"), [(3, "reuse"), (1, "grow")])
+def test_experts_of_more_than_the_nearest_skill_are_tried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tried: int, kind: str
+) -> None:
+    """Sums in other words: far from all that is known, and a little farther from the skill whose expert does them."""
+    base, expert = learn(bench, "sums")
+    far = bench.skill("far", of="sums", base_loss=1.0, loss=expert / base)
+    offset = 3 * (bench.features["capitals"].mean(0) - bench.features["sums"].mean(0))
+    far = replace(far, sample=far.sample + offset, mean=far.mean + offset)
+    monkeypatch.setattr("dylora_moe.train.arrival._TRIED", tried)
+    decision = bench.examine("sums", bench.skill("capitals", expert="expert_0"), far).decision
+    assert decision.numbers["distance to capitals"] <= decision.numbers["distance to far"]
+    assert (decision.kind, decision.nearest) == (kind, "far" if kind == "reuse" else "capitals")

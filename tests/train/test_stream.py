@@ -1,0 +1,52 @@
+"""A stream's folder: whose it is, what it goes on from, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import domain_rows, write_lines
+from tests.train.streams import beside, outcome
+
+from dylora_moe.config import RunConfig
+from dylora_moe.errors import DataError, RunError
+from dylora_moe.train.run import train
+from dylora_moe.train.stream import number_of
+
+
+def test_other_skills_in_learned_places_are_refused(whole: Any) -> None:
+    before = outcome(whole[1])
+    swapped = (whole[0].skills[1], whole[0].skills[0])
+    with pytest.raises(RunError, match=r"skill 1 of the stream in .* was 'capitals', and is 'functions' now"):
+        train(whole[0].model_copy(update={"skills": swapped}))
+    with pytest.raises(RunError, match="other settings: learning_rate"):
+        train(whole[0].model_copy(update={"learning_rate": 0.5}))
+    assert outcome(whole[1]) == before
+
+
+def test_a_library_of_another_base_is_refused(whole: Any, tmp_path: Path) -> None:
+    config = beside(whole, "foreign", skills=whole[0].skills[:1])
+    train(config)
+    record = config.run_dir / "stages" / "01-capitals" / "skills.json"
+    record.write_text(record.read_text().replace('"tap_layer": 0', '"tap_layer": 1'))
+    with pytest.raises(RunError, match=r"layer 1, not of .*layer 0"):
+        train(beside(whole, "foreign"))
+
+
+def test_the_hundredth_stage_comes_after_the_eleventh() -> None:
+    names = ["02-b", "100-c", "11-a"]
+    assert sorted(map(Path, names), key=number_of) == [Path("02-b"), Path("11-a"), Path("100-c")]
+
+
+def test_a_start_that_came_to_nothing_leaves_the_folder_free(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", domain_rows("sums")[:12])
+    with pytest.raises(DataError):
+        train(stream(skills=[str(few)]))
+    write_lines(few, domain_rows("sums"))
+    assert len(train(stream(skills=[str(few)], max_steps=2))["stages"]) == 1
+
+
+def test_a_finished_stream_is_left_alone(whole: Any) -> None:
+    before = outcome(whole[1])
+    result = train(whole[0])
+    assert result["already_finished"] and outcome(whole[1]) == before
