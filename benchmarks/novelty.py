@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import click
 import numpy as np
 import torch
 from _measure import environment
+from _rows import divide
 from rich.console import Console
 from rich.table import Table
 
@@ -73,10 +75,11 @@ class Arrival:
         return (pool.plain if self.wording is None else pool.reworded[self.wording])[list(self.places)]
 
 
-def entries(data: Path, rows: int) -> dict[str, Any]:
-    """Skill -> entry of a recipe: what is built in, and what the folder has."""
+def entries(data: Path, rows: int, divided: Path) -> dict[str, Any]:
+    """Skill -> entry of a recipe: what is built in, what the folder has, and the questions of WikiSQL, divided."""
     found: dict[str, Any] = {name: {"name": name, "num_examples": rows} for name in ("requests", "stripe", "flask")}
-    files = {name: data / name for name in ("gsm8k", "mbpp", "evol_instruct", "cima", "wikisql", "dolly")}
+    files = {name: data / name for name in ("gsm8k", "mbpp", "evol_instruct", "cima", "dolly")}
+    files["wikisql"] = divided
     files |= {name: data / "continual" / name for name in ("yahoo", "agnews", "amazon", "dbpedia")}
     files["tatoeba"] = data / "tatoeba" / "tatoeba.ita-eng.eng"
     found |= {name: {"path": str(path)} for name, path in files.items()}
@@ -143,8 +146,10 @@ def read_pools(data: Path, base_name: str, tap_layer: int, number: int, max_leng
         base.model, ["one"], expert_config=expert, routing=RoutingConfig(granularity="sequence", tap_layer=tap_layer)
     )
     source = Source(base=base_name, revision=base.resolved.revision, tap_layer=tap_layer)
-    found = entries(data, number)
-    return {name: read_pool(found[name], model, base, source, number, max_length) for name in sorted(found)}
+    with TemporaryDirectory() as folder:
+        divide(data / "wikisql" / "train.jsonl", divided := Path(folder) / "wikisql.jsonl")
+        found = entries(data, number, divided)
+        return {name: read_pool(found[name], model, base, source, number, max_length) for name in sorted(found)}
 
 
 def order_skills(skills: Sequence[str], order: int) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _rows import divide
 from rich.console import Console
 
 from dylora_moe.cli.show_stream import show_stream
@@ -27,7 +28,6 @@ FILES = {
     "gsm8k": "gsm8k",
     "mbpp": "mbpp",
     "code_alpaca": "code_alpaca/code_alpaca_2k.json",
-    "wikisql": "wikisql",
     "cima": "cima",
     "agnews": "continual/agnews",
     "amazon": "continual/amazon",
@@ -57,17 +57,19 @@ def reword(source: Path, target: Path) -> None:
 def skills(data: Path, folder: Path, order: int, rows: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The stream, and for each name in it the skill that it really is."""
     reword(next((data / REWORDED).glob("*train*.jsonl")), folder / "reworded.jsonl")
+    divide(data / "wikisql" / "train.jsonl", folder / "wikisql.jsonl")
+    files = {name: data / file for name, file in FILES.items()} | {"wikisql": folder / "wikisql.jsonl"}
     first, again = "1/2", "2/2"
 
     def entry(name: str, skill: str, part: str) -> dict[str, Any]:
-        source = {"name": skill} if skill in BUILT_IN else {"path": str(data / FILES[skill]), "on_bad_row": "skip"}
+        source = {"name": skill} if skill in BUILT_IN else {"path": str(files[skill]), "on_bad_row": "skip"}
         return {
             "skill": name,
             "datasets": [source | {"part": part} | ({} if skill in BUILT_IN else {"num_examples": rows})],
         }
 
     draw = random.Random(order)
-    names = draw.sample([*FILES, *BUILT_IN], len(FILES) + len(BUILT_IN))
+    names = draw.sample([*files, *BUILT_IN], len(files) + len(BUILT_IN))
     stream = [entry(name, name, first) for name in names]
     reworded = {"path": str(folder / "reworded.jsonl"), "part": again, "num_examples": rows}
     late = [(entry(f"{skill}_again", skill, again), skill) for skill in REPEATED]
@@ -112,7 +114,7 @@ def main() -> None:
             "warmup_ratio": 0.1,
             "logging_steps": 10,
             "sample_tokens": 0,
-            "bf16": False,
+            "bf16": True,
         }
     )
     result = train(config, Stages(console=Console()))
