@@ -1,8 +1,8 @@
 """Which of many skills are seen as new, and which repeats are not: decisions over streams of real prompts, no training.
 
-Every stream has all skills, three repeats (other prompts of a skill that came before) and a paraphrase (the prompts of
-one that came before, with other words around them), judged by each detector. Each seed draws its own samples; three
-orders take turns. Then how often the two-sample test calls two samples of one skill new, against its stated rate.
+Every stream has all skills, three repeats (other prompts of a skill that came before) and a paraphrase (other
+prompts of one that came before, with other words around them), judged by each detector by prompts and answers. Each
+seed draws its own samples; three orders take turns. Then how often the two-sample test calls two samples of one skill new, against its stated rate.
 Run with --help for the settings.
 """
 
@@ -30,17 +30,17 @@ from dylora_moe.data.example import Example
 from dylora_moe.data.sources import parse_dataset_spec, read_source
 from dylora_moe.data.tokenize import Tokenized, fit_to_length, tokenize_examples
 from dylora_moe.skills.growth import Limits, Losses, decide
-from dylora_moe.skills.library import Features, Source
+from dylora_moe.skills.library import Features, Sample, Source
 from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Detector, Mahalanobis, TwoSample
-from dylora_moe.train.features import read_features
+from dylora_moe.train.features import answers_alone, read_features
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
 _REPEATS = 3
 _BATCH = 16
 _KINDS = ("new", "repeat", "paraphrase")
-# The nearest expert does nothing for the new data, so that prompts alone decide between growing and extending.
-_NO_GAIN = Losses(base=2.0, expert=2.0, home_base=2.0, home_expert=1.0)
+# The nearest expert does everything that comes as well as its own, so that features alone decide what is new.
+_SERVED = Losses(base=2.0, expert=1.0, home_base=2.0, home_expert=1.0)
 _LIMITS = Limits(may_grow=True, max_experts=None, merges=False, served_share=0.7)
 
 WORDINGS = (
@@ -54,10 +54,11 @@ WORDINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Features of a skill's prompts as they are, (rows, features), and of the same prompts in each wording."""
+    """Features of a skill's prompts as they are, (rows, features), of the same in each wording, and of the answers."""
 
     plain: Features
     reworded: tuple[Features, ...]
+    answers: Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,11 @@ class Arrival:
     places: tuple[int, ...]
     wording: int | None = None
 
-    def sample(self, pools: Mapping[str, Pool]) -> Features:
+    def sample(self, pools: Mapping[str, Pool]) -> Sample:
         """Its features."""
-        pool = pools[self.skill]
-        return (pool.plain if self.wording is None else pool.reworded[self.wording])[list(self.places)]
+        pool, places = pools[self.skill], list(self.places)
+        prompts = pool.plain if self.wording is None else pool.reworded[self.wording]
+        return Sample(prompts=prompts[places], answers=pool.answers[places])
 
 
 def entries(data: Path, rows: int, divided: Path) -> dict[str, Any]:
@@ -124,18 +126,16 @@ def read_pool(
     for wording in range(len(WORDINGS)):
         versions.append(tokenise([reword(example, wording) for example in examples], base, max_length))
     fitting = sorted(set.intersection(*(set(rows) for rows in versions)))[:number]
+
+    def read(rows: list[TokenizedRow]) -> Features:
+        pad = pad_token_id(base.tokenizer)
+        return read_features(model, rows, source, batch_size=_BATCH, pad_token_id=pad, tell=lambda line: None)
+
     plain, *reworded = (
-        read_features(
-            model,
-            [TokenizedRow(input_ids=rows[at].input_ids, labels=rows[at].labels, domain=0) for at in fitting],
-            source,
-            batch_size=_BATCH,
-            pad_token_id=pad_token_id(base.tokenizer),
-            tell=lambda line: None,
-        )
+        [TokenizedRow(input_ids=rows[at].input_ids, labels=rows[at].labels, domain=0) for at in fitting]
         for rows in versions
     )
-    return Pool(plain=plain, reworded=tuple(reworded))
+    return Pool(plain=read(plain), reworded=tuple(map(read, reworded)), answers=read(answers_alone(plain)))
 
 
 def read_pools(data: Path, base_name: str, tap_layer: int, number: int, max_length: int) -> dict[str, Pool]:
@@ -183,7 +183,7 @@ def make_stream(sizes: Mapping[str, int], order: int, wanted: int, seed: int) ->
     salted = [skills[place] for place in draw.choice(len(skills), _REPEATS + 1, replace=False).tolist()]
     salt = [Arrival(skill=skill, kind="repeat", places=halves[skill][1]) for skill in salted[:_REPEATS]]
     wording = seed % len(WORDINGS)
-    salt.append(Arrival(skill=salted[-1], kind="paraphrase", places=halves[salted[-1]][0], wording=wording))
+    salt.append(Arrival(skill=salted[-1], kind="paraphrase", places=halves[salted[-1]][1], wording=wording))
     for arrival in salt:
         first = next(at for at, other in enumerate(stream) if other.skill == arrival.skill)
         stream.insert(int(draw.integers(first + 1, len(stream) + 1)), arrival)
@@ -192,19 +192,24 @@ def make_stream(sizes: Mapping[str, int], order: int, wanted: int, seed: int) ->
 
 def judge_stream(stream: Sequence[Arrival], pools: Mapping[str, Pool], detector: Detector) -> list[dict[str, Any]]:
     """Decisions of a detector on a stream; what came before is known as it truly is, whatever was decided."""
-    known: dict[str, Features] = {}
+    known: dict[str, Sample] = {}
     skill_of: dict[str, str] = {}
     records = []
     for place, arrival in enumerate(stream):
         sample = arrival.sample(pools)
-        novelty = detector.judge(sample, known)
-        decision = decide(novelty, experts=skill_of, losses=_NO_GAIN if known else None, limits=_LIMITS)
-        nearest = skill_of[novelty.nearest] if novelty.nearest else None
-        record = {"place": place, "skill": arrival.skill, "kind": arrival.kind, "rows": len(sample)}
+        prompts = detector.judge(sample.prompts, {name: other.prompts for name, other in known.items()})
+        answers = None
+        if known and prompts.is_new:
+            answers = detector.judge(sample.answers, {name: other.answers for name, other in known.items()})
+        decision = decide(prompts, answers, experts=skill_of, losses=_SERVED if known else None, limits=_LIMITS)
+        nearest = skill_of[decision.nearest] if decision.nearest else None
+        record = {"place": place, "skill": arrival.skill, "kind": arrival.kind, "rows": len(sample.prompts)}
         record |= {"wording": arrival.wording, "decision": decision.kind, "nearest": nearest}
-        if novelty.nearest is not None:
-            distance = novelty.distances[novelty.nearest]
-            record |= {"distance": round(distance, 6), "threshold": round(novelty.threshold, 6)}
+        for what, novelty in (("prompts", prompts), ("answers", answers)):
+            if novelty is not None and novelty.nearest is not None:
+                distance = novelty.distances[novelty.nearest]
+                record[what] = {"distance": round(distance, 6), "threshold": round(novelty.threshold, 6)}
+                record[what]["new"] = novelty.is_new
         records.append(record)
         known[f"{place}"], skill_of[f"{place}"] = sample, arrival.skill
     return records
@@ -219,17 +224,21 @@ def count(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
         "false growth on repeats": (grown["repeat"], len(kinds["repeat"])),
         "missed new skills": (len(kinds["new"]) - grown["new"], len(kinds["new"])),
         "wrong nearest": (sum(r["nearest"] != r["skill"] for r in old), len(old)),
-        "paraphrases called new": (grown["paraphrase"], len(kinds["paraphrase"])),
+        "false growth on paraphrases": (grown["paraphrase"], len(kinds["paraphrase"])),
+        "new skills with known answers": (
+            sum("answers" in r and not r["answers"]["new"] for r in kinds["new"]),
+            len(kinds["new"]),
+        ),
     }
 
 
-def measure_rate(plain: Features, wanted: int, pairs: int, seed: int) -> list[dict[str, Any]]:
+def measure_rate(features: Features, wanted: int, pairs: int, seed: int) -> list[dict[str, Any]]:
     """Random disjoint samples of one skill, two by two, judged by the two-sample test."""
-    records, rows = [], sample_size(len(plain), wanted)
+    records, rows = [], sample_size(len(features), wanted)
     for pair in range(pairs):
-        places = np.random.default_rng([seed, pair]).permutation(len(plain))
-        known = {"other": plain[places[:rows]]}
-        novelty = TwoSample(seed=pair).judge(plain[places[rows : 2 * rows]], known)
+        places = np.random.default_rng([seed, pair]).permutation(len(features))
+        known = {"other": features[places[:rows]]}
+        novelty = TwoSample(seed=pair).judge(features[places[rows : 2 * rows]], known)
         distance, threshold = round(novelty.distances["other"], 6), round(novelty.threshold, 6)
         records.append({"new": novelty.is_new, "distance": distance, "threshold": threshold, "rows": rows})
     return records
@@ -247,15 +256,17 @@ def wilson(found: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def show(summary: Mapping[str, Mapping[str, Sequence[int]]], rate: Mapping[str, Any] | None, console: Console) -> None:
+def show(
+    summary: Mapping[str, Mapping[str, Sequence[int]]], rates: Mapping[str, Mapping[str, Any]], console: Console
+) -> None:
     table = Table("detector", *next(iter(summary.values())))
     for name, counts in summary.items():
         table.add_row(name, *(f"{found} of {total}" for found, total in counts.values()))
     console.print(table)
-    if rate is not None:
+    for part, rate in rates.items():
         low, high = rate["interval"]
         console.print(
-            f"Two samples of one skill called new: {rate['new']} of {rate['total']}, {rate['share']:.2%} "
+            f"Two samples of {part} of one skill called new: {rate['new']} of {rate['total']}, {rate['share']:.2%} "
             f"({low:.2%} to {high:.2%}); stated {rate['stated']:.0%}.",
             highlight=False,
         )
@@ -316,16 +327,17 @@ def main(
         ]
         console.print(f"{name}: {count(decisions[name])}", highlight=False)
     summary = {name: count(records) for name, records in decisions.items()}
-    rate = None
-    if pairs:
-        rate = summarise_rate({n: measure_rate(p.plain, rows, pairs, at) for at, (n, p) in enumerate(pools.items())})
-    show(summary, rate, console)
+    rates = {}
+    for part in ("prompts", "answers") if pairs else ():
+        found = {name: pool.plain if part == "prompts" else pool.answers for name, pool in pools.items()}
+        rates[part] = summarise_rate({n: measure_rate(f, rows, pairs, at) for at, (n, f) in enumerate(found.items())})
+    show(summary, rates, console)
     if output is not None:
         settings = {"base": base_name, "tap_layer": tap_layer, "rows": rows, "pool": pool, "max_length": max_length}
         settings |= {"seeds": seeds, "pairs": pairs}
         kinds = {name: asdict(detector) for name, detector in detectors().items()}  # type: ignore[call-overload]
         record = {"environment": environment(_ROOT), "settings": settings, "prompts": sizes, "detectors": kinds}
-        record |= {"summary": summary, "rate": rate, "decisions": decisions}
+        record |= {"summary": summary, "rates": rates, "decisions": decisions}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(record) + "\n", encoding="utf-8")
 

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from dylora_moe.skills.growth import Decision, Limits, Losses, decide
+from dylora_moe.skills.growth import Decision, Limits, Losses, decide, nearest_skill
 from dylora_moe.skills.novelty import Novelty
 
 # a and c share an expert; a is the nearest to what comes.
 EXPERTS = {"a": "one", "b": "two", "c": "one"}
 KNOWN = Novelty(distances={"a": 0.5, "b": 0.9, "c": 0.8}, nearest="a", threshold=0.6)
 NEW = Novelty(distances={"a": 0.7, "b": 0.9, "c": 0.8}, nearest="a", threshold=0.6)
+OLD_ANSWERS = Novelty(distances={"a": 0.8, "b": 0.4, "c": 0.9}, nearest="b", threshold=0.6)
+NEW_ANSWERS = Novelty(distances={"a": 0.8, "b": 0.75, "c": 0.9}, nearest="b", threshold=0.6)
 FIRST = Novelty(distances={}, nearest=None, threshold=0.5)
 # At home the expert takes half of the base's loss; of a tenth less on new data that is a fifth, of 45 % nine tenths.
 SERVED = Losses(base=2.0, expert=1.1, home_base=4.0, home_expert=2.0)
@@ -26,8 +28,14 @@ ROOM = Limits(may_grow=True, max_experts=3, served_share=0.7)
 CLOSED = Limits(may_grow=False, max_experts=None, served_share=0.7)
 
 
-def told(novelty: Novelty = NEW, losses: Losses | None = NOT_SERVED, limits: Limits = FREE, **more: Any) -> Decision:
-    return decide(novelty, experts=EXPERTS, losses=losses, limits=limits, **more)
+def told(
+    prompts: Novelty = NEW,
+    losses: Losses | None = NOT_SERVED,
+    limits: Limits = FREE,
+    answers: Novelty | None = None,
+    **more: Any,
+) -> Decision:
+    return decide(prompts, answers, experts=EXPERTS, losses=losses, limits=limits, **more)
 
 
 CASES = [
@@ -38,17 +46,17 @@ CASES = [
         SERVED,
         FREE,
         "reuse",
-        "differ from those of every known skill (of a: 0.700 > 0.600), yet expert one does it: 90%",
+        "differ from those of every known skill, the nearest a (0.700 > 0.600), and expert one does it: 90%",
     ),
     (
         NEW,
         NOT_SERVED,
         FREE,
         "grow",
-        "differ from those of every known skill (of a: 0.700 > 0.600), and expert one gains 20%",
+        "differ from those of every known skill, the nearest a (0.700 > 0.600), but expert one gains 20%",
     ),
     # Two experts serve three skills.
-    (NEW, NOT_SERVED, ROOM, "grow", "and expert one gains 20%"),
+    (NEW, NOT_SERVED, ROOM, "grow", "but expert one gains 20%"),
     (
         NEW,
         NOT_SERVED,
@@ -57,8 +65,8 @@ CASES = [
         "But there are 2 experts and max_experts is 2, so expert one takes it",
     ),
     (NEW, NOT_SERVED, CLOSED, "extend", "But experts may not be added (allow_expert_growth), so expert one takes"),
-    (NEW, SERVED, FULL, "reuse", "yet expert one does it"),
-    (NEW, SERVED, CLOSED, "reuse", "yet expert one does it"),
+    (NEW, SERVED, FULL, "reuse", "and expert one does it"),
+    (NEW, SERVED, CLOSED, "reuse", "and expert one does it"),
     (KNOWN, SERVED, CLOSED, "reuse", "and expert one does it"),
     (KNOWN, NOT_SERVED, CLOSED, "extend", "but expert one gains 20%"),
     (KNOWN, NOT_SERVED, FULL, "extend", "but expert one gains 20%"),
@@ -72,12 +80,56 @@ def test_what_is_decided(novelty: Novelty, losses: Losses, limits: Limits, kind:
     assert found.nearest == "a" and found.expert == (None if kind == "grow" else "one")
 
 
+ANSWER_CASES = [
+    (
+        OLD_ANSWERS,
+        SERVED,
+        FREE,
+        "reuse",
+        "two",
+        "its answers are like those of b (0.400 <= 0.600), and expert two does it",
+    ),
+    (OLD_ANSWERS, NOT_SERVED, FREE, "grow", None, "like those of b (0.400 <= 0.600), but expert two gains 20%"),
+    (OLD_ANSWERS, NOT_SERVED, FULL, "extend", "two", "so expert two takes it"),
+    # However well an expert does other answers: it may know no more than their form.
+    (
+        NEW_ANSWERS,
+        SERVED,
+        FREE,
+        "grow",
+        None,
+        "a (0.700 > 0.600), and so do its answers, the nearest b (0.750 > 0.600).",
+    ),
+    (NEW_ANSWERS, NOT_SERVED, FREE, "grow", None, "and so do its answers"),
+    (NEW_ANSWERS, SERVED, CLOSED, "extend", "one", "so expert one takes it"),
+]
+
+
+@pytest.mark.parametrize(("answers", "losses", "limits", "kind", "expert", "reason"), ANSWER_CASES)
+def test_answers_tell_other_words_from_a_new_skill(
+    answers: Novelty, losses: Losses, limits: Limits, kind: str, expert: str | None, reason: str
+) -> None:
+    found = told(NEW, losses, limits, answers)
+    assert (found.kind, found.expert) == (kind, expert) and reason in found.reason
+    assert found.nearest == ("b" if answers is OLD_ANSWERS else "a") == nearest_skill(NEW, answers)
+    assert found.numbers["answers: distance to b"] == answers.distances["b"]
+
+
+@pytest.mark.parametrize("answers", [None, OLD_ANSWERS, NEW_ANSWERS])
+def test_known_prompts_need_no_answers(answers: Novelty | None) -> None:
+    """They decide where a prompt is sent, so one expert has to do them."""
+    assert (
+        told(KNOWN, SERVED, FREE, answers).kind == "reuse" and told(KNOWN, NOT_SERVED, FREE, answers).kind == "extend"
+    )
+    assert nearest_skill(KNOWN, answers) == "a"
+
+
 @pytest.mark.parametrize("limits", [FREE, FULL, CLOSED])
 @pytest.mark.parametrize("wanted", [None, "reuse", "extend", "grow"])
 def test_the_first_skill_gets_an_expert_whatever_is_wanted(limits: Limits, wanted: Any) -> None:
-    found = decide(FIRST, experts={}, losses=None, limits=limits, wanted=wanted)
+    found = decide(FIRST, None, experts={}, losses=None, limits=limits, wanted=wanted)
     assert (found.kind, found.expert, found.nearest) == ("grow", None, None)
-    assert found.numbers == {"threshold": 0.5} and "first skill" in found.reason
+    assert found.numbers == {"prompts: threshold": 0.5} and "first skill" in found.reason
     assert (f"The recipe says {wanted}, but there is none yet." in found.reason) is (wanted in ("reuse", "extend"))
 
 
@@ -147,10 +199,10 @@ def test_a_share_is_the_same_in_any_unit(base: float, home_base: float, gain: fl
 def test_the_numbers_are_those_that_it_was_decided_by() -> None:
     assert told(NEW, SERVED).numbers == pytest.approx(
         {
-            "distance to a": 0.7,
-            "distance to b": 0.9,
-            "distance to c": 0.8,
-            "threshold": 0.6,
+            "prompts: distance to a": 0.7,
+            "prompts: distance to b": 0.9,
+            "prompts: distance to c": 0.8,
+            "prompts: threshold": 0.6,
             "base loss": 2.0,
             "expert loss": 1.1,
             "base loss at home": 4.0,
@@ -182,5 +234,5 @@ def test_a_full_stream_may_make_room(most: int, merges: bool, kind: str, needs_r
 
 def test_a_single_expert_cannot_make_room() -> None:
     limits = Limits(may_grow=True, max_experts=1, served_share=0.7, merges=True)
-    found = decide(NEW, experts={"a": "one", "b": "one", "c": "one"}, losses=NOT_SERVED, limits=limits)
+    found = decide(NEW, None, experts={"a": "one", "b": "one", "c": "one"}, losses=NOT_SERVED, limits=limits)
     assert (found.kind, found.needs_room) == ("extend", False)

@@ -11,6 +11,7 @@ from dylora_moe.errors import RunError
 from dylora_moe.skills.library import (
     RECORD,
     TENSORS,
+    Sample,
     Skill,
     SkillLibrary,
     SkillRecord,
@@ -25,7 +26,7 @@ SOURCE = Source(base="a-base", revision="abc", tap_layer=2)
 def make(name: str, features: int = 8, rows: int = 5) -> Skill:
     numbers = np.random.default_rng(len(name)).normal(size=(rows, features)).astype(np.float32)
     record = SkillRecord(name=name, expert=f"{name}_expert", num_rows=rows, data="0" * 64, base_loss=2.5, loss=0.75)
-    return Skill(record=record, mean=numbers.mean(0), sample=numbers)
+    return Skill(record=record, mean=numbers.mean(0), sample=Sample(prompts=numbers, answers=numbers[:3] + 1))
 
 
 def build(*names: str) -> SkillLibrary:
@@ -44,7 +45,8 @@ def test_it_comes_back_as_it_was(tmp_path: Path, names: tuple[str, ...]) -> None
     for name in names:
         assert found.skills[name].record == library.skills[name].record
         np.testing.assert_array_equal(found.skills[name].mean, library.skills[name].mean)
-        np.testing.assert_array_equal(found.samples[name], library.samples[name])
+        np.testing.assert_array_equal(found.prompts[name], library.prompts[name])
+        np.testing.assert_array_equal(found.answers[name], library.answers[name])
 
 
 def test_a_skill_costs_its_mean_and_its_sample(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_a_skill_costs_its_mean_and_its_sample(tmp_path: Path) -> None:
     for names in (("a",), ("a", "bb")):
         save_library(build(*names), tmp_path)
         sizes.append((tmp_path / TENSORS).stat().st_size)
-    assert sizes[1] - sizes[0] < 6 * 8 * 4 + 300
+    assert sizes[1] - sizes[0] < (1 + 5 + 3) * 8 * 4 + 300
 
 
 def test_another_one_is_made_and_the_old_one_stays() -> None:
@@ -113,5 +115,5 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     save_library(build("a"), tmp_path)
     content = json.loads((tmp_path / RECORD).read_text())
     (tmp_path / RECORD).write_text(json.dumps({**content, "format": 9}))
-    with pytest.raises(RunError, match="format 1, got 9"):
+    with pytest.raises(RunError, match="format 2, got 9"):
         load_library(tmp_path)

@@ -58,7 +58,7 @@ def test_the_stated_rate_bounds_false_growth() -> None:
 
 @pytest.mark.parametrize("detector", [*DETECTORS, Cosine()], ids=lambda detector: type(detector).__name__)
 def test_too_few_rows_are_refused_by_name(detector: Detector) -> None:
-    with pytest.raises(DataError, match=r"at least 20 prompts.*got 19 of the new data"):
+    with pytest.raises(DataError, match=r"at least 20 rows.*got 19 of the new data"):
         detector.judge(draw("a", 19, seed=0), KNOWN)
     with pytest.raises(DataError, match=r"got 3 of x"):
         detector.judge(draw("a", 20, seed=0), {"x": draw("a", 3, seed=0)})
@@ -69,7 +69,7 @@ def test_the_shared_covariance_is_that_within_the_samples() -> None:
     np.testing.assert_allclose(shared_covariance(samples), np.eye(FEATURES), atol=0.08)
 
 
-def test_skills_at_one_distance_are_ranked_by_their_means() -> None:
+def test_of_skills_at_one_distance_the_nearest_mean_is_the_nearest() -> None:
     draw = np.random.default_rng(0)
     sample = draw.normal(size=(40, 8)) * 0.05 + np.eye(8)[0]
     known = {
@@ -78,4 +78,4 @@ def test_skills_at_one_distance_are_ranked_by_their_means() -> None:
     }
     found = TwoSample().judge(sample, known)
     assert found.distances["far"] == found.distances["near"] == 1.0
-    assert found.nearest == "near" and found.ranked == ("near", "far")
+    assert found.nearest == "near"

@@ -22,11 +22,11 @@ from dylora_moe.data.stream import parse_skills
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.run_dir import DECISION, RunDir
-from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, Source
+from dylora_moe.skills.library import Sample, Skill, SkillLibrary, SkillRecord, Source
 from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Mahalanobis, TwoSample
 from dylora_moe.train.arrival import Arrival, check_rows, data_hash, detector_of, examine
 from dylora_moe.train.evaluator import Evaluator
-from dylora_moe.train.features import draw_prompts, read_features
+from dylora_moe.train.features import answers_alone, draw_sample, read_features
 from dylora_moe.train.session import Session
 from dylora_moe.tuner import DyLoraModel
 
@@ -44,7 +44,7 @@ class Bench:
 
     session: Session
     data: dict[str, DataBundle]
-    features: dict[str, Features]
+    samples: dict[str, Sample]
     evaluators: dict[str, Evaluator]
 
     @property
@@ -53,10 +53,14 @@ class Bench:
 
     def skill(self, name: str, *, of: str | None = None, rows: int | None = None, **record: Any) -> Skill:
         """That `expert_1` learned well, unless said otherwise, with the features of a kind of data."""
-        features = self.features[of or name][:rows]
+        sample = self.sample(of or name, rows)
         known = {"expert": "expert_1", "data": "0" * 64, "base_loss": 6.0, "loss": 3.0} | record
-        record_ = SkillRecord(name=name, num_rows=len(features), **known)
-        return Skill(record=record_, mean=features.mean(0), sample=features)
+        record_ = SkillRecord(name=name, num_rows=len(sample.prompts), **known)
+        return Skill(record=record_, mean=sample.prompts.mean(0), sample=sample)
+
+    def sample(self, kind: str, rows: int | None = None) -> Sample:
+        sample = self.samples[kind]
+        return Sample(prompts=sample.prompts[:rows], answers=sample.answers[:rows])
 
     def examine(self, kind: str, *known: Skill, rows: int | None = None, wanted: Any = None, **changes: Any) -> Arrival:
         library = SkillLibrary(source=SOURCE, skills={skill.record.name: skill for skill in known})
@@ -66,7 +70,7 @@ class Bench:
             self.evaluators[kind],
             library,
             self.data[kind],
-            self.features[kind][:rows],
+            self.sample(kind, rows),
             config,
             wanted=wanted,
         )
@@ -90,15 +94,17 @@ def prepared(
 
 @pytest.fixture
 def bench(make_session: Callable[..., Session], prepared: dict[str, DataBundle]) -> Bench:
-    session, features, evaluators = make_session(tap_layer=1), {}, {}
+    session, samples, evaluators = make_session(tap_layer=1), {}, {}
     for kind, data in prepared.items():
-        rows = draw_prompts(data, 200, seed=0)
-        features[kind] = read_features(
-            session.model, rows, SOURCE, batch_size=8, pad_token_id=0, tell=lambda text: None
+        rows = draw_sample(data, 200, seed=0)
+        prompts, answers = (
+            read_features(session.model, part, SOURCE, batch_size=8, pad_token_id=0, tell=lambda text: None)
+            for part in (rows, answers_alone(rows))
         )
+        samples[kind] = Sample(prompts=prompts, answers=answers)
         evaluators[kind] = Evaluator(session.head, data.validation, rows=4, pad_token_id=0, tell=lambda text: None)
-    assert all(len(found) >= MIN_ROWS for found in features.values())
-    return Bench(session=session, data=prepared, features=features, evaluators=evaluators)
+    assert all(len(found.prompts) >= MIN_ROWS for found in samples.values())
+    return Bench(session=session, data=prepared, samples=samples, evaluators=evaluators)
 
 
 def loss_by_hand(base: LoadedBase, data: DataBundle) -> float:
@@ -148,7 +154,11 @@ def test_the_nearest_skill_s_expert_is_the_one_that_is_tried(bench: Bench) -> No
     with bench.model.forced("expert_2"):
         expert = bench.evaluators["sums"].run(bench.model).mean_loss
     assert arrival.decision.numbers["expert loss"] == expert
-    assert set(arrival.decision.numbers) >= {"distance to capitals", "distance to sums", "threshold"}
+    assert set(arrival.decision.numbers) >= {
+        "prompts: distance to capitals",
+        "prompts: distance to sums",
+        "prompts: threshold",
+    }
 
 
 def test_the_first_skill_is_measured_by_the_base_alone(bench: Bench) -> None:
@@ -185,9 +195,9 @@ def learn(bench: Bench, kind: str) -> tuple[float, float]:
     [
         ("sums", 0.9, {}, "reuse"),
         ("sums", 0.1, {}, "extend"),
-        ("capitals", 0.9, {}, "reuse"),
+        ("capitals", 0.9, {}, "grow"),
         ("capitals", 0.1, {}, "grow"),
-        ("capitals", 0.9, {"served_share": 0.95}, "grow"),
+        ("sums", 0.9, {"served_share": 0.95}, "extend"),
         ("capitals", 0.1, {"allow_expert_growth": False}, "extend"),
         ("capitals", 0.1, {"max_experts": 1}, "extend"),
         ("capitals", 0.1, {"novelty_detector": "cosine"}, "extend"),
@@ -240,16 +250,17 @@ def test_too_few_rows_go_by_what_the_recipe_says(bench: Bench, wanted: Any) -> N
     assert (decision.kind, decision.nearest) == (wanted, "b")
     assert decision.expert == (None if wanted == "grow" else "expert_2")
     means = {
-        of: float(np.linalg.norm(bench.features["sums"][:19].mean(0) - bench.features[of].mean(0))) for of in KINDS
+        of: float(np.linalg.norm(bench.samples["sums"].prompts[:19].mean(0) - bench.samples[of].prompts.mean(0)))
+        for of in KINDS
     }
-    distances = {"distance to a": means["capitals"], "distance to b": means["sums"]}
+    distances = {"prompts: distance to a": means["capitals"], "prompts: distance to b": means["sums"]}
     assert {name: decision.numbers[name] for name in distances} == pytest.approx(distances)
 
 
 def test_a_known_skill_of_too_few_rows_is_not_compared(bench: Bench) -> None:
     few = bench.skill("few", of="sums", rows=MIN_ROWS - 1, expert="expert_0")
     decision = bench.examine("sums", few, bench.skill("capitals")).decision
-    assert decision.nearest == "capitals" and "distance to few" not in decision.numbers
+    assert decision.nearest == "capitals" and "prompts: distance to few" not in decision.numbers
 
 
 @pytest.mark.parametrize(
@@ -296,16 +307,17 @@ def test_text_without_prompts_is_no_skill(tiny_base: Path, tmp_path: Path, wante
         check_rows(replace(parse_skills(["flask"])[0], name="words", decision=wanted), data)
 
 
-@pytest.mark.parametrize(("tried", "kind"), [(3, "reuse"), (1, "grow")])
-def test_experts_of_more_than_the_nearest_skill_are_tried(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tried: int, kind: str
-) -> None:
-    """Sums in other words: far from all that is known, and a little farther from the skill whose expert does them."""
+@pytest.mark.parametrize(
+    ("answers", "share", "kind"), [("sums", 0.9, "reuse"), ("sums", 0.1, "grow"), ("capitals", 0.9, "grow")]
+)
+def test_answers_tell_other_words_from_a_new_skill(bench: Bench, answers: str, share: float, kind: str) -> None:
+    """Sums come, whose prompts are like no known ones: the answers say whose skill they are, if any."""
     base, expert = learn(bench, "sums")
-    far = bench.skill("far", of="sums", base_loss=1.0, loss=expert / base)
-    offset = 3 * (bench.features["capitals"].mean(0) - bench.features["sums"].mean(0))
-    far = replace(far, sample=far.sample + offset, mean=far.mean + offset)
-    monkeypatch.setattr("dylora_moe.train.arrival._TRIED", tried)
-    decision = bench.examine("sums", bench.skill("capitals", expert="expert_0"), far).decision
-    assert decision.numbers["distance to capitals"] <= decision.numbers["distance to far"]
-    assert (decision.kind, decision.nearest) == (kind, "far" if kind == "reuse" else "capitals")
+    home = {"base_loss": 1.0, "loss": 1 - (1 - expert / base) / share}
+    capitals = bench.skill("capitals", expert="expert_0")
+    words = replace(bench.sample(answers), prompts=-bench.sample("sums").prompts)
+    other = bench.skill("other", of="sums", **home)
+    decision = bench.examine("sums", capitals, replace(other, sample=words, mean=words.prompts.mean(0))).decision
+    assert decision.kind == kind, decision.reason
+    assert decision.nearest == ("capitals" if answers == "capitals" else "other")
+    assert decision.numbers["prompts: distance to other"] == decision.numbers["prompts: distance to capitals"] == 1.0

@@ -14,7 +14,7 @@ from dylora_moe.data.batching import Collator, TokenizedRow
 from dylora_moe.data.bundle import DataBundle
 from dylora_moe.errors import TunerError
 from dylora_moe.skills.library import Features, Source
-from dylora_moe.train.features import draw_prompts, read_features
+from dylora_moe.train.features import answers_alone, draw_sample, read_features
 from dylora_moe.train.session import Session
 from dylora_moe.tuner import DyLoraModel
 
@@ -79,6 +79,15 @@ def test_they_are_means_over_the_prompt_at_the_tap(model: DyLoraModel, rows: lis
         np.testing.assert_allclose(features, hidden[1][0].mean(0).numpy(), atol=1e-5)
 
 
+def test_features_of_answers_know_nothing_else(model: DyLoraModel, rows: list[TokenizedRow]) -> None:
+    found = read(model, answers_alone(rows[:3]))
+    for row, features in zip(rows, found, strict=False):
+        answer = [label for label in row.labels if label != -100]
+        with torch.no_grad(), model.disabled():
+            hidden = model.lm(input_ids=torch.tensor([answer]), output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(features, hidden[1][0].mean(0).numpy(), atol=1e-5)
+
+
 def test_the_same_are_read_once(model: DyLoraModel, rows: list[TokenizedRow], own_cache: Path) -> None:
     first = read(model, rows)
     break_model(model)
@@ -140,8 +149,8 @@ def test_a_row_without_a_prompt_is_told(model: DyLoraModel, rows: list[Tokenized
 def test_prompts_are_drawn_at_random_in_their_order(loaded: tuple[LoadedBase, DataBundle]) -> None:
     data = loaded[1]
     every = [data.train[place] for place in range(len(data.train))]
-    drawn = draw_prompts(data, 20, seed=0)
+    drawn = draw_sample(data, 20, seed=0)
     places = [every.index(row) for row in drawn]
     assert len(set(places)) == 20 and places == sorted(places) and places != list(range(20))
-    assert drawn == draw_prompts(data, 20, seed=0) != draw_prompts(data, 20, seed=1)
-    assert draw_prompts(data, len(every), seed=0) == draw_prompts(data, 10_000, seed=1) == every
+    assert drawn == draw_sample(data, 20, seed=0) != draw_sample(data, 20, seed=1)
+    assert draw_sample(data, len(every), seed=0) == draw_sample(data, 10_000, seed=1) == every

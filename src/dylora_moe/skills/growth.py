@@ -67,8 +67,7 @@ class Decision:
     Attributes:
         kind: `reuse` (nothing is trained), `extend` (the expert is trained further) or `grow` (a new expert).
         expert: That serves the skill from now on; None for a new one.
-        nearest: The known skill that its prompts are most like, or one near them whose expert does more for it; None
-            for the first.
+        nearest: The known skill that it is most like, as `nearest_skill` has it; None for the first.
         reason: In a sentence.
         numbers: What it was decided by.
         needs_room: True where two experts have to become one before the new one comes.
@@ -82,8 +81,19 @@ class Decision:
     needs_room: bool = False
 
 
+def nearest_skill(prompts: Novelty, answers: Novelty | None) -> str | None:
+    """The known skill whose expert may serve: that of the nearest prompts, unless they are new and the answers are not.
+
+    Answers tell a known skill in other words from a new one.
+    """
+    if prompts.is_new and answers is not None and not answers.is_new:
+        return answers.nearest
+    return prompts.nearest
+
+
 def decide(
-    novelty: Novelty,
+    prompts: Novelty,
+    answers: Novelty | None,
     *,
     experts: Mapping[str, str],
     losses: Losses | None,
@@ -94,15 +104,16 @@ def decide(
     """Decide.
 
     Args:
-        novelty: How the new prompts compare with those of known skills.
+        prompts: How the new prompts compare with those of known skills.
+        answers: How the new answers do; None where that is not known, or the prompts are not new.
         experts: Known skill -> its expert.
-        losses: Of the nearest skill's expert; None where no skill is known.
+        losses: Of the expert of `nearest_skill`; None where no skill is known.
         limits: What may be done.
         wanted: What the recipe says, which is done whatever the numbers are.
         same_data: The known skill that was learned from the very same rows, if there is one.
     """
-    nearest = novelty.nearest
-    numbers = _numbers(novelty, losses)
+    nearest = nearest_skill(prompts, answers)
+    numbers = _numbers(prompts, answers, losses)
     if nearest is None or losses is None:
         reason = "It is the first skill, so it gets an expert."
         if wanted in ("reuse", "extend"):
@@ -112,12 +123,11 @@ def decide(
         reason = f"Its rows are those of {same_data}, which is learned already."
         return Decision(kind="reuse", expert=experts[same_data], nearest=same_data, reason=reason, numbers=numbers)
     expert, count = experts[nearest], len(set(experts.values()))
-    served = losses.share >= limits.served_share
-    kind, reason = _choose(novelty, nearest, expert, losses, served)
+    kind, reason = _choose(prompts, answers, nearest, expert, losses, limits.served_share)
     if wanted is not None:
         kind, reason = wanted, f"The recipe says {wanted}. By the numbers it would have been {kind}: {reason}"
     elif kind == "grow" and (refusal := _refusal(limits, count)):
-        kind = "reuse" if served else "extend"
+        kind = "extend"
         reason = f"{reason} But {refusal}, so expert {expert} takes it."
     return Decision(
         kind=kind,
@@ -129,19 +139,29 @@ def decide(
     )
 
 
-def _choose(novelty: Novelty, nearest: str, expert: str, losses: Losses, served: bool) -> tuple[Kind, str]:
-    distance = novelty.distances[nearest]
-    share = f"{losses.share:.0%} of what it gains at home"
-    if novelty.is_new:
-        apart = f"of {nearest}: {distance:.3f} > {novelty.threshold:.3f}"
-        seen = f"Its prompts differ from those of every known skill ({apart})"
+def _choose(
+    prompts: Novelty, answers: Novelty | None, nearest: str, expert: str, losses: Losses, served_share: float
+) -> tuple[Kind, str]:
+    served, share = losses.share >= served_share, f"{losses.share:.0%} of what it gains at home"
+    if not prompts.is_new:
+        seen = f"Its prompts are like those of {_compared(prompts)}"
         if served:
-            return "reuse", f"{seen}, yet expert {expert} does it: {share}."
-        return "grow", f"{seen}, and expert {expert} gains {share} on it."
-    seen = f"Its prompts are like those of {nearest} ({distance:.3f} <= {novelty.threshold:.3f})"
+            return "reuse", f"{seen}, and expert {expert} does it: {share}."
+        return "extend", f"{seen}, but expert {expert} gains {share} only."
+    seen = f"Its prompts differ from those of every known skill, the nearest {_compared(prompts)}"
+    if answers is not None:
+        if answers.is_new:
+            return "grow", f"{seen}, and so do its answers, the nearest {_compared(answers)}."
+        seen = f"{seen}, yet its answers are like those of {_compared(answers)}"
     if served:
         return "reuse", f"{seen}, and expert {expert} does it: {share}."
-    return "extend", f"{seen}, but expert {expert} gains {share} only."
+    return "grow", f"{seen}, but expert {expert} gains {share} only."
+
+
+def _compared(novelty: Novelty) -> str:
+    assert novelty.nearest is not None
+    sign = ">" if novelty.is_new else "<="
+    return f"{novelty.nearest} ({novelty.distances[novelty.nearest]:.3f} {sign} {novelty.threshold:.3f})"
 
 
 def _refusal(limits: Limits, count: int) -> str:
@@ -152,9 +172,12 @@ def _refusal(limits: Limits, count: int) -> str:
     return ""
 
 
-def _numbers(novelty: Novelty, losses: Losses | None) -> dict[str, float]:
-    numbers = {f"distance to {name}": distance for name, distance in novelty.distances.items()}
-    numbers["threshold"] = novelty.threshold
+def _numbers(prompts: Novelty, answers: Novelty | None, losses: Losses | None) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for what, novelty in (("prompts", prompts), ("answers", answers)):
+        if novelty is not None:
+            numbers |= {f"{what}: distance to {name}": distance for name, distance in novelty.distances.items()}
+            numbers[f"{what}: threshold"] = novelty.threshold
     if losses is not None:
         numbers |= {
             "base loss": losses.base,

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from dylora_moe.errors import RunError
 
 RECORD, TENSORS = "skills.json", "skills.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 
 Features = NDArray[np.float32]
 
@@ -41,18 +41,31 @@ class SkillRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Features of some rows of a skill at the tap.
+
+    Attributes:
+        prompts: Of their prompts, (rows, features).
+        answers: Of their answers, each read by itself, (rows, features).
+    """
+
+    prompts: Features
+    answers: Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
     """One skill.
 
     Attributes:
         record: What is known of it in words and numbers.
-        mean: Of the features of its prompts at the tap, (features,).
-        sample: Some of them, for later tests, (rows, features).
+        mean: Of the features of its prompts, (features,).
+        sample: Some of its rows, for later tests.
     """
 
     record: SkillRecord
     mean: Features
-    sample: Features
+    sample: Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +96,14 @@ class SkillLibrary:
     skills: Mapping[str, Skill]
 
     @property
-    def samples(self) -> dict[str, Features]:
-        """Skill -> sample, as a detector takes them."""
-        return {name: skill.sample for name, skill in self.skills.items()}
+    def prompts(self) -> dict[str, Features]:
+        """Skill -> prompts of its sample, as a detector takes them."""
+        return {name: skill.sample.prompts for name, skill in self.skills.items()}
+
+    @property
+    def answers(self) -> dict[str, Features]:
+        """Skill -> answers of its sample."""
+        return {name: skill.sample.answers for name, skill in self.skills.items()}
 
     @property
     def experts(self) -> dict[str, str]:
@@ -140,7 +158,8 @@ def save_library(library: SkillLibrary, folder: Path) -> None:
     tensors: dict[str, NDArray[np.float32]] = {}
     for index, skill in enumerate(library.skills.values()):
         tensors[f"{index}.mean"] = np.ascontiguousarray(skill.mean, np.float32)
-        tensors[f"{index}.sample"] = np.ascontiguousarray(skill.sample, np.float32)
+        tensors[f"{index}.prompts"] = np.ascontiguousarray(skill.sample.prompts, np.float32)
+        tensors[f"{index}.answers"] = np.ascontiguousarray(skill.sample.answers, np.float32)
     save_file(tensors, folder / TENSORS)
     records = [skill.record for skill in library.skills.values()]
     content = {
@@ -165,8 +184,8 @@ def load_library(folder: Path) -> SkillLibrary:
         source = TypeAdapter(Source).validate_python(content["source"])
         skills = {}
         for index, record in enumerate(TypeAdapter(list[SkillRecord]).validate_python(content["skills"])):
-            mean, sample = tensors[f"{index}.mean"], tensors[f"{index}.sample"]
-            skills[record.name] = Skill(record=record, mean=mean, sample=sample)
+            sample = Sample(prompts=tensors[f"{index}.prompts"], answers=tensors[f"{index}.answers"])
+            skills[record.name] = Skill(record=record, mean=tensors[f"{index}.mean"], sample=sample)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ValidationError) as error:
         raise RunError(
             f"{folder} must hold a skill library ({RECORD} and {TENSORS}), and it cannot be read: {error}."

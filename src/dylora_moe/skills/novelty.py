@@ -20,15 +20,14 @@ class Novelty:
 
     Attributes:
         distances: Known skill -> how far the sample is from it, in the detector's own measure; larger is farther.
-        nearest: The skill with the smallest; None when none is known.
+        nearest: The skill with the smallest, and of those at one distance that of the nearest mean; None when none is
+            known.
         threshold: What the distance to the nearest must exceed to be of another kind.
-        ranked: Known skills, the nearest first; those at one distance by how far the means are apart.
     """
 
     distances: Mapping[str, float]
     nearest: str | None
     threshold: float
-    ranked: tuple[str, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -71,10 +70,10 @@ class TwoSample:
         distances = {name: separate(rows, sample, folds=self.folds, seed=self.seed) for name, rows in known.items()}
         if not known:
             return Novelty(distances=distances, nearest=None, threshold=0.5)
-        ranked = _rank(distances, sample, known)
-        chance = draw_chance(known[ranked[0]], sample, folds=self.folds, draws=self.draws, seed=self.seed)
+        nearest = _nearest(distances, sample, known)
+        chance = draw_chance(known[nearest], sample, folds=self.folds, draws=self.draws, seed=self.seed)
         threshold = chance.threshold(self.false_growth_rate)
-        return Novelty(distances=distances, nearest=ranked[0], threshold=threshold, ranked=ranked)
+        return Novelty(distances=distances, nearest=nearest, threshold=threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +100,8 @@ class Mahalanobis:
                 for part in (rows, new)
             )
             distances[name] = float(difference @ inverse @ difference / scatter)
-        ranked = _rank(distances, sample, known)
-        nearest = ranked[0] if ranked else None
-        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold, ranked=ranked)
+        nearest = _nearest(distances, sample, known) if known else None
+        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +117,8 @@ class Cosine:
         """As `Detector.judge`."""
         _check_rows(sample, known)
         distances = {name: 1 - _cosine(sample.mean(0), rows.mean(0)) for name, rows in known.items()}
-        ranked = _rank(distances, sample, known)
-        nearest = ranked[0] if ranked else None
-        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold, ranked=ranked)
+        nearest = _nearest(distances, sample, known) if known else None
+        return Novelty(distances=distances, nearest=nearest, threshold=self.threshold)
 
 
 def shared_covariance(samples: list[Floats]) -> Floats:
@@ -140,19 +137,19 @@ def _cosine(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-def _rank(
+def _nearest(
     distances: Mapping[str, float], sample: NDArray[np.floating], known: Mapping[str, NDArray[np.floating]]
-) -> tuple[str, ...]:
-    """Nearest first. Samples that a detector tells apart without a mistake are all at one distance."""
+) -> str:
+    """Samples that a detector tells apart without a mistake are all at one distance."""
     mean = unit_rms(sample).mean(0)
     apart = {name: float(np.linalg.norm(unit_rms(rows).mean(0) - mean)) for name, rows in known.items()}
-    return tuple(sorted(distances, key=lambda name: (distances[name], apart[name])))
+    return min(distances, key=lambda name: (distances[name], apart[name]))
 
 
 def _check_rows(sample: NDArray[np.floating], known: Mapping[str, NDArray[np.floating]]) -> None:
     for name, rows in {"the new data": sample, **known}.items():
         if len(rows) < MIN_ROWS:
             raise DataError(
-                f"A decision on novelty needs at least {MIN_ROWS} prompts of each kind, got {len(rows)} of {name}. Add "
+                f"A decision on novelty needs at least {MIN_ROWS} rows of each kind, got {len(rows)} of {name}. Add "
                 "rows, or say what to do with them."
             )

@@ -1,7 +1,7 @@
 """A skill that comes, measured: how its prompts compare with known ones, and how well the nearest expert does it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -10,15 +10,12 @@ from dylora_moe.config import RunConfig
 from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.stream import Skill
 from dylora_moe.errors import DataError
-from dylora_moe.skills.growth import Decision, Kind, Limits, Losses, decide
-from dylora_moe.skills.library import Features, SkillLibrary
+from dylora_moe.skills.growth import Decision, Kind, Limits, Losses, decide, nearest_skill
+from dylora_moe.skills.library import Features, Sample, SkillLibrary
 from dylora_moe.skills.novelty import MIN_ROWS, Cosine, Detector, Mahalanobis, Novelty, TwoSample
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.tuner import DyLoraModel
 from dylora_moe.tuner.merge import similarity
-
-# Experts tried on what looks new: the detector tells it from every known skill alike, so the nearest may be another.
-_TRIED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,7 @@ def examine(
     evaluator: Evaluator,
     library: SkillLibrary,
     data: DataBundle,
-    features: Features,
+    sample: Sample,
     config: RunConfig,
     *,
     wanted: Kind | None,
@@ -67,7 +64,7 @@ def examine(
         evaluator: Of the skill's validation rows.
         library: Of the skills learned so far.
         data: The skill's rows.
-        features: Of its prompts.
+        sample: Features of some of its rows.
         config: Of the stream.
         wanted: What the recipe says to do.
 
@@ -76,16 +73,19 @@ def examine(
     """
     with model.disabled():
         base_loss = evaluator.run(model).mean_loss
-    novelty, digest = _judge(library, features, config), data_hash(data)
+    digest, losses = data_hash(data), None
     before = evaluator.run(model).mean_loss if library.skills else base_loss
-    losses, experts = None, library.experts
-    if novelty.nearest is not None:
-        measured = _try_experts(model, evaluator, library, novelty, base_loss)
-        best = max(measured, key=lambda skill: measured[skill].share)
-        novelty, losses = replace(novelty, nearest=best), measured[best]
+    prompts = _compare_prompts(library, sample.prompts, config)
+    answers = _compare_answers(library, sample.answers, config) if prompts.is_new else None
+    if (nearest := nearest_skill(prompts, answers)) is not None:
+        home = library.skills[nearest].record
+        with model.forced(home.expert):
+            expert = evaluator.run(model).mean_loss
+        losses = Losses(base=base_loss, expert=expert, home_base=home.base_loss, home_expert=home.loss)
     decision = decide(
-        novelty,
-        experts=experts,
+        prompts,
+        answers,
+        experts=library.experts,
         losses=losses,
         limits=Limits(
             may_grow=config.allow_expert_growth is not False,
@@ -98,24 +98,6 @@ def examine(
     )
     merge = _most_alike(model) if decision.needs_room else None
     return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before, merge=merge)
-
-
-def _try_experts(
-    model: DyLoraModel, evaluator: Evaluator, library: SkillLibrary, novelty: Novelty, base_loss: float
-) -> dict[str, Losses]:
-    """Skill -> what its expert does for the new data: of the nearest one, and of a few more where none is near."""
-    ranked = novelty.ranked or (str(novelty.nearest),)
-    found: dict[str, Losses] = {}
-    tried: set[str] = set()
-    for skill in ranked if novelty.is_new else ranked[:1]:
-        home = library.skills[skill].record
-        if home.expert in tried or len(tried) == _TRIED:
-            continue
-        tried.add(home.expert)
-        with model.forced(home.expert):
-            expert = evaluator.run(model).mean_loss
-        found[skill] = Losses(base=base_loss, expert=expert, home_base=home.base_loss, home_expert=home.loss)
-    return found
 
 
 def _most_alike(model: DyLoraModel) -> tuple[str, str]:
@@ -150,15 +132,25 @@ def check_rows(skill: Skill, data: DataBundle) -> None:
         )
 
 
-def _judge(library: SkillLibrary, features: Features, config: RunConfig) -> Novelty:
+def _compare_prompts(library: SkillLibrary, prompts: Features, config: RunConfig) -> Novelty:
     """Skills that came with too few prompts to compare are left out; their recipe said what to do with them.
 
     Where none is left the nearest is that of the nearest mean, and what is not the very same counts as new: an expert
     is not trained further for what may be another skill.
     """
-    known = {other: sample for other, sample in library.samples.items() if len(sample) >= MIN_ROWS}
-    if len(features) >= MIN_ROWS and (known or not library.skills):
-        return detector_of(config).judge(features, known)
-    distances = {other: float(np.linalg.norm(features.mean(0) - skill.mean)) for other, skill in library.skills.items()}
+    known = _enough(library.prompts)
+    if len(prompts) >= MIN_ROWS and (known or not library.skills):
+        return detector_of(config).judge(prompts, known)
+    distances = {other: float(np.linalg.norm(prompts.mean(0) - skill.mean)) for other, skill in library.skills.items()}
     nearest = min(distances, key=distances.__getitem__) if distances else None
     return Novelty(distances=distances, nearest=nearest, threshold=0.0)
+
+
+def _compare_answers(library: SkillLibrary, answers: Features, config: RunConfig) -> Novelty | None:
+    """None where there are too few, or none to compare them with."""
+    known = _enough(library.answers)
+    return detector_of(config).judge(answers, known) if known and len(answers) >= MIN_ROWS else None
+
+
+def _enough(samples: Mapping[str, Features]) -> dict[str, Features]:
+    return {name: sample for name, sample in samples.items() if len(sample) >= MIN_ROWS}

@@ -13,12 +13,12 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import parse_skills
 from dylora_moe.errors import RunError, TunerError
 from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, START, RunDir
-from dylora_moe.skills.library import Features, Skill, SkillLibrary, SkillRecord, save_library
+from dylora_moe.skills.library import Sample, Skill, SkillLibrary, SkillRecord, save_library
 from dylora_moe.skills.prototypes import fit_prototypes
 from dylora_moe.train.arrival import Arrival, check_rows, data_hash, examine
 from dylora_moe.train.callbacks.mature import Mature
 from dylora_moe.train.evaluator import Evaluator
-from dylora_moe.train.features import draw_prompts, read_features
+from dylora_moe.train.features import answers_alone, draw_sample, read_features
 from dylora_moe.train.fitting import fit, tracking
 from dylora_moe.train.folder import find_start
 from dylora_moe.train.parameters import check_parameters, count_parameters
@@ -88,8 +88,8 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     if not (stage / CONFIG).is_file():
         stage.write(CONFIG, to_yaml(config))
     evaluator = make_evaluator(stream, skill.name, stages)
-    features = _read_features(stream, skill.name, stages)
-    arrival = _decide(stream, place, evaluator, features, stages)
+    sample = _read_sample(stream, skill.name, stages)
+    arrival = _decide(stream, place, evaluator, sample, stages)
     decision = arrival.decision
     stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
     if arrival.merge is not None:
@@ -97,7 +97,7 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     expert = decision.expert or _grow(stream, place, config, decision.nearest, stages)
     for name in stream.model.expert_names:
         stream.model.freeze_expert(name, frozen=name != expert)
-    library = stream.library.with_skill(_describe(stream, skill.name, expert, arrival, features))
+    library = stream.library.with_skill(_describe(skill.name, expert, arrival, sample))
     _route(stream, library)
     if decision.kind != "reuse" and not stage.is_finished:
         _train(stream, place, expert, stages, stop)
@@ -107,19 +107,24 @@ def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> Non
     _commit(stream, place, library, arrival, expert, evaluator, stages, stop)
 
 
-def _read_features(stream: Stream, skill: str, stages: Stages) -> Features:
-    config, data = stream.config, stream.data[skill]
-    return read_features(
-        stream.model,
-        draw_prompts(data, config.feature_rows, config.seed),
-        stream.library.source,
-        batch_size=config.eval_batch_size,
-        pad_token_id=pad_token_id(stream.base.tokenizer),
-        tell=stages.tell,
+def _read_sample(stream: Stream, skill: str, stages: Stages) -> Sample:
+    config = stream.config
+    rows = draw_sample(stream.data[skill], config.feature_rows, config.seed)
+    prompts, answers = (
+        read_features(
+            stream.model,
+            part,
+            stream.library.source,
+            batch_size=config.eval_batch_size,
+            pad_token_id=pad_token_id(stream.base.tokenizer),
+            tell=stages.tell,
+        )
+        for part in (rows, answers_alone(rows))
     )
+    return Sample(prompts=prompts, answers=answers)
 
 
-def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features, stages: Stages) -> Arrival:
+def _decide(stream: Stream, place: int, evaluator: Evaluator, sample: Sample, stages: Stages) -> Arrival:
     """Decide once: what was decided before a stop is what is done after it."""
     stage, skill = stream.stage(place), stream.skills[place]
     if (stage / DECISION).is_file():
@@ -130,13 +135,13 @@ def _decide(stream: Stream, place: int, evaluator: Evaluator, features: Features
                 f"Bring them back, or delete {stage.path}, which has not come to its end."
             )
         return arrival
-    stages.tell("Comparing its prompts with those of known skills ...")
+    stages.tell("Comparing it with known skills ...")
     arrival = examine(
         stream.model,
         evaluator,
         stream.library,
         stream.data[skill.name],
-        features,
+        sample,
         stream.config,
         wanted=skill.decision,
     )
@@ -168,21 +173,21 @@ def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None, st
     return name
 
 
-def _describe(stream: Stream, name: str, expert: str, arrival: Arrival, features: Features) -> Skill:
+def _describe(name: str, expert: str, arrival: Arrival, sample: Sample) -> Skill:
     record = SkillRecord(
         name=name,
         expert=expert,
-        num_rows=len(features),
+        num_rows=len(sample.prompts),
         data=arrival.data,
         base_loss=arrival.base_loss,
         loss=arrival.base_loss,  # until it is learned
     )
-    return Skill(record=record, mean=features.mean(0), sample=features)
+    return Skill(record=record, mean=sample.prompts.mean(0), sample=sample)
 
 
 def _route(stream: Stream, library: SkillLibrary) -> None:
     """Send each prompt to the expert of the skill that it is most like."""
-    prototypes = fit_prototypes(library.samples, unsure_rate=stream.config.unsure_rate, seed=stream.config.seed)
+    prototypes = fit_prototypes(library.prompts, unsure_rate=stream.config.unsure_rate, seed=stream.config.seed)
     experts = [library.skills[name].record.expert for name in prototypes.skills]
     stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)
 

@@ -1,4 +1,4 @@
-"""What the prompts of a skill look like at the tap: read once for the same prompts and base, kept in the cache."""
+"""What the rows of a skill look like at the tap: read once for the same rows and base, kept in the cache."""
 
 import hashlib
 import os
@@ -11,17 +11,28 @@ import torch
 from dylora_moe.cache.store import cache_folder, forget_unused, materialise
 from dylora_moe.data.batching import Collator, TokenizedRow
 from dylora_moe.data.bundle import DataBundle
+from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.skills.library import Features, Source
 from dylora_moe.tuner import DyLoraModel
 
 _FILE = "features.npy"
 
 
-def draw_prompts(data: DataBundle, number: int, seed: int) -> list[TokenizedRow]:
+def draw_sample(data: DataBundle, number: int, seed: int) -> list[TokenizedRow]:
     """So many training rows, drawn at random, or all where there are fewer; in their order."""
     total = len(data.train)
     chosen = np.random.default_rng(seed).choice(total, min(number, total), replace=False)
     return [data.train[int(place)] for place in np.sort(chosen)]
+
+
+def answers_alone(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
+    """The answers of rows in the place of their prompts: features of them do not know what was asked."""
+    alone = []
+    for row in rows:
+        answer = tuple(label for label in row.labels if label != IGNORED)
+        labels = (*[IGNORED] * len(answer), answer[-1])  # a last label shows where what is read ends
+        alone.append(TokenizedRow(input_ids=(*answer, answer[-1]), labels=labels, domain=row.domain))
+    return alone
 
 
 def read_features(
