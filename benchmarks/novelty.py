@@ -2,8 +2,8 @@
 
 Every stream has all skills, three repeats (other prompts of a skill that came before) and a paraphrase (other
 prompts of one that came before, with other words around them), judged by each detector by prompts and answers. Each
-seed draws its own samples; three orders take turns. Then how often the two-sample test calls two samples of one skill new, against its stated rate.
-Run with --help for the settings.
+seed draws its own samples; three orders take turns. Then how often the two-sample test calls two samples of one skill
+new, against its stated rate. Run with --help for the settings.
 """
 
 import json

@@ -274,7 +274,7 @@ def _said(values: Sequence[float]) -> str:
 @click.option("--rows", default=272, show_default=True, help="Rows of a set; one in 17 validates.")
 @click.option("--tests", default=100, show_default=True, help="Test rows of a set.")
 @click.option("--words", default=40, show_default=True, help="Of each text; longer ones are cut.")
-@click.option("--rate", default=1e-3, show_default=True, help="Learning rate.")
+@click.option("--rate", default=2e-3, show_default=True, help="Learning rate.")
 @click.option("--base", default="pypi:smollm2", show_default=True)
 @click.option("--float32", is_flag=True, help="Do not compute in bfloat16.")
 @click.option("--threads", default=1, show_default=True)
@@ -286,7 +286,7 @@ def main(
     torch.set_num_threads(threads)
     results.mkdir(parents=True, exist_ok=True)
     settings = {"rows": rows, "tests": tests, "words": words, "learning_rate": rate, "base": base, "rank": _RANK}
-    settings |= {"dtype": "float32" if float32 else "bfloat16", "batch_size": 8, "validation_split": 1 / 17}
+    settings |= {"dtype": "float32" if float32 else "bfloat16", "batch_size": 4, "validation_split": 1 / 17}
     jobs = [
         (int(seed), order, method)
         for seed in seeds.split(",")
@@ -306,7 +306,7 @@ def main(
             lab = Lab(tasks=drawn, folder=folder, seed=seed, settings={
                 "base_model": base, "output_dir": str(folder / "runs"), "max_length": 256, "overlong": "truncate",
                 "validation_split": settings["validation_split"], "lora_r": _RANK, "lora_alpha": 2 * _RANK,
-                "lora_dropout": 0.0, "target_modules": "attention", "batch_size": 8, "eval_batch_size": 16,
+                "lora_dropout": 0.0, "target_modules": "attention", "batch_size": 4, "eval_batch_size": 16,
                 "learning_rate": rate, "warmup_ratio": 0.1, "num_epochs": 1, "logging_steps": 8, "sample_tokens": 0,
                 "save_steps": 1000, "bf16": not float32,
             })  # fmt: skip

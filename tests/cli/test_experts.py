@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.cli.conftest import finish, start_python
+from tests.tiny import settings, write_base, write_rows
 
 from dylora_moe.evaluate.load import load_run
 
@@ -110,3 +112,32 @@ def test_a_file_in_the_place_of_the_output_is_left_alone(dylora: Run, finished: 
     outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
     assert outcome.code == 1 and "must be new or empty" in outcome.err
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_experts_of_a_stream_are_changed_and_taken_back(dylora: Run, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path)
+    values = settings(write_base(tmp_path / "base"), {}, tmp_path / "runs") | {"mode": "continual", "max_steps": 2}
+    values |= {"skills": [str(rows[name]) for name in ("capitals", "sums")], "validation_split": 0.1}
+    del values["datasets"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    trained = dylora("train", recipe, "--json").json()
+    run = Path(trained["run"])
+
+    merged = dylora("experts", "merge", run, "--into", "sums", "--expert", "capitals")
+    assert merged.code == 0 and "sums, capitals became sums" in merged.out and "3 skills" not in merged.out
+    (expert,) = dylora("experts", "list", run, "--json").json()
+    assert expert["name"] == "sums" and "capitals (loss" in expert["serves"] and "sums (loss" in expert["serves"]
+    refused = dylora("experts", "remove", run, "--expert", "sums")
+    assert refused.code == 1 and "sums serves capitals, sums" in refused.err
+    assert dylora("experts", "rollback", run, "--before", "03-merge", "--json").json()["undone"] == ["03-merge"]
+
+    adapter = tmp_path / "lora"
+    assert dylora("experts", "export", run, "--expert", "sums", "--output", adapter).code == 0
+    taken = dylora(
+        "experts", "import", run, "--adapter", adapter, "--skill", "code", "--data", rows["functions"], "--json"
+    ).json()
+    assert taken["experts"] == ["capitals", "sums", "code"] and taken["stages"][-1]["decision"]["kind"] == "import"
+    removed = dylora("experts", "remove", run, "--expert", "code", "--skills-to", "sums", "--json").json()
+    assert removed["experts"] == ["capitals", "sums"] and removed["summary"]["skills"] == ["capitals", "sums", "code"]
+    assert "By hand: code was removed. Expert sums serves code now." in (run / "report.html").read_text()

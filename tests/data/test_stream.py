@@ -139,7 +139,7 @@ def test_two_skills_of_one_name_are_refused(here: Path, skills: list[Any]) -> No
         ({"skil": "a", "datasets": ["flask"]}, "got 'skil'. Did you mean skill?"),
         (
             {"datasets": ["flask"], "rank": 8},
-            "must be one of skill, datasets, decision, lora_r, lora_alpha, find_changes, got",
+            "must be one of skill, datasets, decision, lora_r, lora_alpha, adapter, find_changes, got",
         ),
         ({"name": "flask", "decision": "grow"}, "got 'name'. It says something of a data set: write datasets: [{name"),
         ({"nam": "flask"}, "a key of a datasets entry must be one of name"),
@@ -169,6 +169,14 @@ def test_two_skills_of_one_name_are_refused(here: Path, skills: list[Any]) -> No
             {"datasets": ["flask"], "lora_alpha": float("inf")},
             "lora_alpha of a skill must be a number above 0",
         ),
+        (
+            {"datasets": ["flask"], "adapter": "nowhere"},
+            "adapter of a skill must be the folder of a PEFT LoRA, got 'no",
+        ),
+        ({"datasets": ["flask"], "adapter": 3}, "adapter of a skill must be the folder of a PEFT LoRA, got 3"),
+        ({"datasets": ["flask"], "adapter": ".", "lora_r": 8}, "must have an adapter or lora_r, and has both"),
+        ({"datasets": ["flask"], "adapter": ".", "decision": "grow"}, "must have an adapter or decision, and has both"),
+        ({"datasets": ["flask"], "adapter": ".", "find_changes": True}, "an adapter or find_changes, and has both"),
         ({"datasets": ["flask", "nowhere.jsonl"]}, "existing file or folder, got 'nowhere.jsonl'"),
         ("flsk", "Did you mean 'flask'?"),
         ({"name": "flask", "part": "3/2"}, "such as 1/2 or 2/2, got '3/2'"),
@@ -190,8 +198,10 @@ def test_a_stream_means_the_same_in_another_folder(
     here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed = {"skill": "mixed", "datasets": ["flask", "sums.jsonl", {"path": "incoming/a.jsonl"}], "decision": "grow"}
-    config = stream("requests", "sums.jsonl", {"path": "incoming", "domain": "all"}, mixed, "incoming/*.jsonl")
+    given = {"skill": "given", "datasets": ["flask"], "adapter": "incoming"}
+    config = stream("requests", "sums.jsonl", {"path": "incoming", "domain": "all"}, mixed, given, "incoming/*.jsonl")
     skills = parse_skills(config.skills)
+    assert skills[4].adapter == str(here / "incoming")
     written = here / "config.yaml"
     written.write_text(to_yaml(config))
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))

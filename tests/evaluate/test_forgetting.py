@@ -13,7 +13,7 @@ from dylora_moe.errors import DataError
 from dylora_moe.evaluate.forgetting import MeasureFigures, StageFigures, StreamSummary, summarise
 
 
-def stage(skill: str, losses: dict[str, float], **changes: Any) -> StageFigures:
+def stage(skill: str | None, losses: dict[str, float], **changes: Any) -> StageFigures:
     figures: dict[str, Any] = {
         "skill": skill,
         "expert": skill,
@@ -28,7 +28,7 @@ def stage(skill: str, losses: dict[str, float], **changes: Any) -> StageFigures:
 
 
 def make(stages: list[StageFigures], **changes: Any) -> StreamSummary:
-    names = [figures.skill for figures in stages]
+    names = [figures.skill for figures in stages if figures.skill is not None]
     arguments: dict[str, Any] = {
         "base_losses": dict.fromkeys(names, 3.0),
         "base_general": None,
@@ -109,6 +109,24 @@ def test_a_skill_without_an_expert_is_not_routed_wrong() -> None:
     assert routing.served_by == ("a", None) and routing.confusion == ((1.0,), (None,))
 
 
+def test_a_change_by_hand_is_a_row_and_no_column() -> None:
+    """What it does to the skills is their backward transfer."""
+    change = stage(None, {"a": 0.875, "b": 2.5}, before=None)
+    found = make(
+        [*STREAM[:2], change, stage("c", {"a": 0.875, "b": 2.25, "c": 1.0}, before=2.0)], base_losses={"c": 3.0}
+    )
+    assert found.skills == ("a", "b", "c")
+    assert found.loss.matrix == (
+        (1.0, None, None),
+        (0.75, 2.0, None),
+        (0.875, 2.5, None),
+        (0.875, 2.25, 1.0),
+    )
+    b = found.loss.by_skill[1]
+    assert (b.learned, b.last, b.backward_transfer, b.forgetting) == (2.0, 2.25, -0.25, 0.25)
+    assert found.loss.by_skill[2].forward_transfer == 1.0 and found.loss.by_skill[2].learned == 1.0
+
+
 def test_a_summary_is_json() -> None:
     record = asdict(make(STREAM, base_general=4.0))
     assert json.loads(json.dumps(record))["loss"]["matrix"][1] == [0.75, 2.0, None]
@@ -117,9 +135,9 @@ def test_a_summary_is_json() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([], "at least one stage"),
+        ([], "a stage that learned a skill first"),
         ([STREAM[0], STREAM[0]], "'a' twice"),
-        ([STREAM[0], stage("b", {"b": 1.0})], "stage of 'b' must hold the loss of every skill .* none of a"),
+        ([STREAM[0], stage("b", {"b": 1.0})], "stage 2, b, must hold the loss of every skill .* none of a"),
     ],
 )
 def test_figures_with_gaps_are_refused(stages: list[StageFigures], message: str) -> None:
@@ -169,7 +187,7 @@ def check_against_loops(figures: MeasureFigures, rows: list[dict[str, float]], n
 @given(streams())
 def test_every_figure_is_that_of_the_papers(drawn: tuple[list[StageFigures], dict[str, float]]) -> None:
     stages, base = drawn
-    names = [figures.skill for figures in stages]
+    names = [figures.skill for figures in stages if figures.skill is not None]
     summary = make(stages, base_losses=base)
     check_against_loops(summary.loss, [dict(figures.losses) for figures in stages], names, -1)
     if summary.accuracy is not None:

@@ -75,7 +75,7 @@ def record(names: tuple[str, ...] = ("code", "news", "code_2"), **changes: Any) 
     summary = summarise(figures, base_losses=dict.fromkeys(names, 3.0), base_general=3.0, experts=experts)
     decisions = [decision("one"), decision("two", kind="extend"), decision("one", kind="reuse")]
     stages = [
-        {"skill": stage.skill, "decision": decided, "figures": asdict(stage)}
+        {"name": stage.skill, "skill": stage.skill, "decision": decided, "figures": asdict(stage)}
         for stage, decided in zip(figures, decisions, strict=True)
     ]
     found = {"run": "poc", "base_model": "tiny", "stages": stages, "summary": asdict(summary)}
@@ -136,12 +136,25 @@ def test_misrouted_prompts_are_seen() -> None:
     assert " 18.8%" in one[1] and " 25.0%" in two[1]
 
 
+def test_a_change_by_hand_is_a_row_among_the_stages() -> None:
+    found = record()
+    change = {**found["stages"][1]["figures"], "skill": None, "expert": None, "before": None}
+    merged = decision("one", kind="merge", reason="By hand.", numbers={})
+    found["stages"].append({"name": "merge", "skill": None, "decision": merged, "figures": change})
+    found["summary"]["loss"]["matrix"].append([0.75, 2.5, 0.8])
+    found["summary"]["accuracy"]["matrix"].append([None, 0.25, None])
+    page = Page(render_stream(found))
+    assert "merge: experts merged into one. By hand." in page.text and "3 skills in a stream." in page.text
+    assert [text for text, _ in page.row("4", "merge")] == ["4", "merge", "0.75", "2.50", "0.80"]
+    assert not any("outline" in style for _, style in page.row("4", "merge"))
+
+
 def test_one_skill_has_no_transfer_and_loss_only_no_answers() -> None:
     figures = StageFigures(
         skill="a", expert=None, before=2.0, losses={"a": 1.0}, accuracies={}, routed={}, unsure={}, general=None
     )
     summary = summarise([figures], base_losses={}, base_general=None, experts={})
-    stages = [{"skill": "a", "decision": decision(None), "figures": asdict(figures)}]
+    stages = [{"name": "a", "skill": "a", "decision": decision(None), "figures": asdict(figures)}]
     text = Page(render_stream(record(stages=stages, summary=asdict(summary)))).text
     assert "1 skill in a stream." in text and "so a new expert, no expert." in text
     for missing in ("forgetting", "backward transfer", "forward transfer", "the prompts that went", "the change"):

@@ -147,6 +147,15 @@ def test_what_the_recipe_says_is_done(novelty: Novelty, losses: Losses, limits: 
     )
 
 
+@pytest.mark.parametrize("novelty", [KNOWN, NEW, FIRST])
+def test_a_skill_that_comes_with_its_expert_keeps_it(novelty: Novelty) -> None:
+    losses = None if novelty is FIRST else SERVED
+    found = told(novelty, losses, CLOSED, wanted="import")
+    assert (found.kind, found.expert) == ("import", None) and found.reason.startswith("It comes with its expert.")
+    full = Limits(may_grow=True, max_experts=2, served_share=0.7, merges=True)
+    assert told(novelty, losses, full, wanted="import").needs_room is (novelty is not FIRST)
+
+
 @pytest.mark.parametrize("limits", [FREE, CLOSED])
 @pytest.mark.parametrize("losses", [SERVED, NOT_SERVED])
 @pytest.mark.parametrize("novelty", [KNOWN, NEW])

@@ -21,6 +21,7 @@ from dylora_moe.errors import ConfigError, DataError, RunError
 from dylora_moe.evaluate.run import evaluate_run
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train import continual, fitting
+from dylora_moe.train import stream as stream_module
 from dylora_moe.train.run import train
 from dylora_moe.tuner import load_model
 
@@ -83,7 +84,7 @@ PLACES = (
     (fitting, "calibrate_router", 1),
     (fitting, "save_model", 1),
     (continual, "measure_stage", 1),
-    (continual, "save_library", 1),
+    (stream_module, "save_library", 1),
     (continual, "read_features", 2),
     (continual, "examine", 1),
     (continual, "fit_prototypes", 1),
@@ -91,8 +92,8 @@ PLACES = (
     (fitting, "calibrate_router", 1),
     (fitting, "save_model", 1),
     (continual, "measure_stage", 1),
-    (continual, "share_files", 1),
-    (continual, "save_library", 1),
+    (stream_module, "share_files", 1),
+    (stream_module, "save_library", 1),
     (continual, "measure_stage", 2),
     (continual, "finish_stream", 1),
 )

@@ -21,7 +21,7 @@ def test_a_stream_is_taken_back_and_learns_again(whole: Any) -> None:
     assert run.read("result.json")["experts"] == ["capitals"]
     assert sorted(path.name for path in (run / "final" / "experts").iterdir()) == ["capitals"]
     assert (run / "undone" / "1" / "03-sums" / "stage.json").is_file()
-    with pytest.raises(RunError, match=r"one that .* has learned \(capitals\), got 'sums'"):
+    with pytest.raises(RunError, match=r"a skill that .* has learned, .* \(capitals\), got 'sums'"):
         rollback(config.run_dir, "sums")
     train(config)
     assert outcome(run) == outcome(whole[1])

@@ -1,7 +1,7 @@
-"""`dylora experts list|export|rollback`"""
+"""`dylora experts list|export|rollback|merge|remove|import`"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from rich.table import Table
 from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles
 from dylora_moe.run_dir import FINAL, RESULT, RunDir
+from dylora_moe.train.stopping import StopSignals
 
 
 @click.group("experts")
 def command() -> None:
-    """List and export the experts of a run, and take a stream of skills back."""
+    """List and export the experts of a run; change those of a stream of skills, and take it back."""
 
 
 @command.command("list")
@@ -46,7 +47,9 @@ def list_experts(run: Path, as_json: bool) -> None:
 
 @command.command("rollback")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--before", required=True, help="Name of the skill to go back before.")
+@click.option(
+    "--before", required=True, help="Name of the skill to go back before, or of the stage of a change: 05-merge."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was undone as JSON on standard output.")
 def rollback_stream(run: Path, before: str, as_json: bool) -> None:
     """Take the stream RUN back to before it learned a skill.
@@ -62,6 +65,71 @@ def rollback_stream(run: Path, before: str, as_json: bool) -> None:
     console.print(f"Skills that are left: {', '.join(undone['skills']) or 'none'}.", highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(undone, ensure_ascii=False))
+
+
+@command.command("merge")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--into", required=True, help="Name of the expert that holds the sum, in its own rank.")
+@click.option("--expert", "gone", required=True, multiple=True, help="Name of an expert that goes into it; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result of the stream as JSON on standard output.")
+def merge(run: Path, into: str, gone: tuple[str, ...], as_json: bool) -> None:
+    """Make one expert of several, which serves the skills of all of them.
+
+    A change of the stream RUN, measured like any stage. `dylora experts rollback` undoes it.
+    """
+    quiet_libraries()
+    from dylora_moe.train import edits
+
+    _change(as_json, lambda stages, stop: edits.merge(run, into, gone, stages, stop))
+
+
+@command.command("remove")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--expert", required=True, help="Name of the expert.")
+@click.option("--skills-to", help="Name of the expert that serves its skills from then on.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result of the stream as JSON on standard output.")
+def remove(run: Path, expert: str, skills_to: str | None, as_json: bool) -> None:
+    """Remove an expert that no skill needs.
+
+    A change of the stream RUN, measured like any stage. `dylora experts rollback` undoes it.
+    """
+    quiet_libraries()
+    from dylora_moe.train import edits
+
+    _change(as_json, lambda stages, stop: edits.remove(run, expert, skills_to, stages, stop))
+
+
+@command.command("import")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--adapter", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of it."
+)
+@click.option("--skill", required=True, help="Name of the skill.")
+@click.option("--data", "datasets", required=True, multiple=True, help="Rows of the skill, as in a recipe; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result of the stream as JSON on standard output.")
+def take_in(run: Path, adapter: Path, skill: str, datasets: tuple[str, ...], as_json: bool) -> None:
+    """Take in a PEFT LoRA as the expert of a skill that some rows describe; nothing is trained.
+
+    A change of the stream RUN, measured like any stage. `dylora experts rollback` undoes it. A recipe takes one in by
+    the key `adapter` of a skill.
+    """
+    quiet_libraries()
+    from dylora_moe.train import edits
+
+    _change(as_json, lambda stages, stop: edits.take_in(run, adapter, skill, datasets, stages, stop))
+
+
+def _change(as_json: bool, change: Callable[[Any, StopSignals], dict[str, Any]]) -> None:
+    """Make a change of a stream, given a `Stages`, and show what it has come to."""
+    from dylora_moe.cli.show_stream import show_stream
+    from dylora_moe.train.session import Stages
+
+    console = consoles(as_json)
+    with StopSignals() as stop:
+        result = change(Stages(console=console), stop)
+    show_stream(console, result)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
 
 
 @command.command("export")

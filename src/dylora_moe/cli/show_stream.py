@@ -7,18 +7,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_STYLES = {"grow": "green", "extend": "yellow", "reuse": "cyan"}
+_STYLES = {"grow": "green", "extend": "yellow", "reuse": "cyan", "import": "green"}
 
 
 def show_stream(console: Console, result: Mapping[str, Any]) -> None:
     """Decisions, the matrix of losses, and what follows from them."""
     stages, summary = result["stages"], result["summary"]
     _show_decisions(console, stages)
-    _show_matrix(console, summary["skills"], summary["loss"]["matrix"], "Validation loss after each skill", "{:.3f}")
-    if summary["accuracy"] is not None:
-        _show_matrix(
-            console, summary["skills"], summary["accuracy"]["matrix"], "Right answers after each skill", "{:.0%}"
-        )
+    names = [stage["name"] for stage in stages]
+    for measure, title, form in (
+        (summary["loss"], "Validation loss after each skill", "{:.3f}"),
+        (summary["accuracy"], "Right answers after each skill", "{:.0%}"),
+    ):
+        if measure is not None:
+            _show_matrix(console, names, summary["skills"], measure["matrix"], title, form)
     _show_routing(console, summary["skills"], summary["routing"])
     for line in _sentences(summary, stages):
         console.print(line, highlight=False, markup=False)
@@ -29,30 +31,34 @@ def _show_decisions(console: Console, stages: Sequence[Mapping[str, Any]]) -> No
     for column in ("skill", "decision", "expert", "base loss", "before", "after"):
         table.add_column(column, justify="right" if "loss" in column or column in ("before", "after") else "left")
     for stage in stages:
-        decision, figures, name = stage["decision"], stage["figures"], stage["skill"]
+        decision, figures, skill = stage["decision"], stage["figures"], stage["skill"]
         kind = decision["kind"]
+        losses = stage["base_loss"], figures["before"], figures["losses"].get(skill)
         table.add_row(
-            escape(name),
-            f"[{_STYLES[kind]}]{kind}[/]",
+            escape(skill or ""),
+            f"[{_STYLES[kind]}]{kind}[/]" if kind in _STYLES else kind,
             decision["expert"],
-            f"{stage['base_loss']:.3f}",
-            f"{figures['before']:.3f}",
-            f"{figures['losses'][name]:.3f}",
+            *["" if loss is None else f"{loss:.3f}" for loss in losses],
         )
     console.print(table)
     for stage in stages:
-        console.print(f"  {stage['skill']}: {stage['decision']['reason']}", highlight=False, markup=False)
+        console.print(f"  {stage['name']}: {stage['decision']['reason']}", highlight=False, markup=False)
     console.print()
 
 
 def _show_matrix(
-    console: Console, skills: Sequence[str], matrix: Sequence[Sequence[float | None]], title: str, form: str
+    console: Console,
+    names: Sequence[str],
+    skills: Sequence[str],
+    matrix: Sequence[Sequence[float | None]],
+    title: str,
+    form: str,
 ) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("after")
     for name in skills:
         table.add_column(escape(name), justify="right")
-    for name, row in zip(skills, matrix, strict=True):
+    for name, row in zip(names, matrix, strict=True):
         table.add_row(escape(name), *["" if value is None else form.format(value) for value in row])
     console.print(table)
 
@@ -76,8 +82,8 @@ def _show_routing(console: Console, skills: Sequence[str], routing: Mapping[str,
 def _sentences(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures of the whole, those that could be measured, each with what is good."""
     loss, routing = summary["loss"], summary["routing"]
-    experts = len({stage["decision"]["expert"] for stage in stages})
-    lines = [f"{len(stages)} skills, {experts} experts; mean loss {loss['average']:.3f}."]
+    experts = len(set(routing["served_by"]))
+    lines = [f"{len(summary['skills'])} skills, {experts} experts; mean loss {loss['average']:.3f}."]
     if loss["backward_transfer"] is not None:
         lines.append(
             f"Backward transfer {loss['backward_transfer']:+.4f} (0 is nothing forgotten, below 0 is forgotten)."

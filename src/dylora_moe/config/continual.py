@@ -21,6 +21,7 @@ class SkillSpec:
         decision: What to do with it, whatever the novelty test says: `reuse`, `extend` or `grow`.
         lora_r: Rank of its expert, where it gets one; default: that of the run.
         lora_alpha: Of its expert; default: in proportion to the rank.
+        adapter: Folder of its expert, a plain PEFT LoRA: nothing is trained.
         find_changes: Its rows, in their order, are of several skills: find where one ends and the next begins.
     """
 
@@ -29,6 +30,7 @@ class SkillSpec:
     decision: Action | None = None
     lora_r: int | None = None
     lora_alpha: float | None = None
+    adapter: str | None = None
     find_changes: bool = False
 
 
@@ -50,7 +52,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
         ),
     ] = ()
     """Skills in the order in which they come: data sets as in datasets, or mappings (skill, datasets, decision, lora_r,
-    lora_alpha, find_changes). As a flag: a,b,c."""
+    lora_alpha, adapter, find_changes). As a flag: a,b,c."""
 
     allow_expert_growth: Annotated[
         bool | None,
@@ -79,7 +81,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
         Literal["two_sample", "mahalanobis", "cosine"],
         Advice(note="cosine is the rule of the first design, for comparison: it misses most new skills (docs/log.md)."),
     ] = "two_sample"
-    """How prompts are compared with those of known skills."""
+    """How prompts, and answers where these look new, are compared with those of known skills."""
 
     false_growth_rate: Annotated[
         float,
@@ -97,7 +99,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
     feature_rows: Annotated[
         int,
         Advice(
-            unit="prompts",
+            unit="rows",
             low=100,
             high=1000,
             more="surer decisions and routing, a larger library",
@@ -105,7 +107,7 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             note="Drawn from the training rows; a skill with fewer rows gives all that it has.",
         ),
     ] = Field(default=200, ge=20)
-    """Prompts of each skill whose features are read, compared and kept."""
+    """Rows of each skill the features of whose prompts and answers are read, compared and kept."""
 
     served_share: Annotated[
         float,

@@ -42,7 +42,8 @@ def _skill_with_full_paths(skill: str | dict[str, Any], registry: Mapping[str, D
         return _with_full_path(skill, registry)
     if not isinstance(datasets := skill.get("datasets"), list | tuple):
         return skill  # to be refused where it is parsed
-    return {**skill, "datasets": [_with_full_path(dataset, registry) for dataset in datasets]}
+    full = {**skill, "datasets": [_with_full_path(dataset, registry) for dataset in datasets]}
+    return full | {"adapter": _full(adapter)} if isinstance(adapter := skill.get("adapter"), str) else full
 
 
 def _full(path: str) -> str:

@@ -26,6 +26,7 @@ class Skill:
         decision: What the recipe says to do with it; None leaves it to the novelty test.
         rank: Of its expert, where the recipe says so.
         alpha: Of its expert, where the recipe says so.
+        adapter: Folder of its expert, where it comes with one.
         finds_changes: True for rows of several skills, to be told apart.
     """
 
@@ -34,6 +35,7 @@ class Skill:
     decision: Action | None = None
     rank: int | None = None
     alpha: float | None = None
+    adapter: str | None = None
     finds_changes: bool = False
 
 
@@ -110,6 +112,7 @@ def _parse(entry: object, registry: Mapping[str, DataSource]) -> Skill:
         decision=spec.decision,
         rank=spec.lora_r,
         alpha=spec.lora_alpha,
+        adapter=spec.adapter,
         finds_changes=spec.find_changes,
     )
 
@@ -137,12 +140,23 @@ def _check(spec: SkillSpec, entry: Mapping[str, Any]) -> None:
         raise DataError(f"decision of a skill must be one of {', '.join(get_args(Action))}, got {spec.decision!r}.")
     if not isinstance(spec.find_changes, bool):
         raise DataError(f"find_changes of a skill must be true or false, got {spec.find_changes!r}.")
+    if spec.adapter is not None:
+        _check_adapter(spec)
     rank, alpha = spec.lora_r, spec.lora_alpha
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0 or rank % 8):
         raise DataError(f"lora_r of a skill must be a multiple of 8 above 0, got {rank!r}. Take 8 or 16.")
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if alpha is not None and not (is_number and 0 < alpha < math.inf):
         raise DataError(f"lora_alpha of a skill must be a number above 0, got {alpha!r}. Leave it out for the usual.")
+
+
+def _check_adapter(spec: SkillSpec) -> None:
+    if not isinstance(spec.adapter, str) or not Path(spec.adapter).expanduser().is_dir():
+        raise DataError(f"adapter of a skill must be the folder of a PEFT LoRA, got {spec.adapter!r}. Mend the path.")
+    given = [key for key in ("decision", "lora_r", "lora_alpha") if getattr(spec, key) is not None]
+    if given or spec.find_changes:
+        what = given[0] if given else "find_changes"
+        raise DataError(f"a skill must have an adapter or {what}, and has both. The adapter is its expert as it is.")
 
 
 def _in_domain(dataset: DatasetSpec, name: str) -> dict[str, Any]:

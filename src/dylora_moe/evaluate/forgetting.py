@@ -16,10 +16,10 @@ Matrix = tuple[tuple[float | None, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFigures:
-    """What was measured after one skill of the stream was learned.
+    """What was measured after one stage of a stream: after a skill was learned, or experts were changed by hand.
 
     Attributes:
-        skill: The skill of this stage.
+        skill: That was learned; None where none was.
         expert: Who serves it; None where nobody does.
         before: Loss on it just before it was learned, by the routed model of the stage before; the base at first.
         losses: Loss of every skill seen so far, this one included, in nats a labelled token.
@@ -29,9 +29,9 @@ class StageFigures:
         general: Loss on general text, in nats a token; None where it is not measured.
     """
 
-    skill: str
+    skill: str | None
     expert: str | None
-    before: float
+    before: float | None
     losses: Mapping[str, float]
     accuracies: Mapping[str, float]
     routed: Mapping[str, Mapping[str, float]]
@@ -66,7 +66,8 @@ class MeasureFigures:
     """The stream by one measure: nats a token for losses, a share of 0 to 1 for accuracies.
 
     Attributes:
-        matrix: R, one row a stage, one column a skill; None where a skill was not seen yet or is not measured so.
+        matrix: R, one row a stage, changes by hand among them, one column a skill; None where a skill was not seen
+            yet or is not measured so.
         average: Mean over skills after the last stage.
         backward_transfer: Mean over all skills but the last; positive is better, for losses too.
         forward_transfer: Mean over all skills but the first; positive is better. None for accuracies.
@@ -132,7 +133,7 @@ def summarise(
     """Figures of a stream, or of as much of it as is done.
 
     Args:
-        stages: In the order learned; a skill that came again under another name counts as another skill.
+        stages: In their order; a skill that came again under another name counts as another skill.
         base_losses: Skill -> loss of the untrained base.
         base_general: Loss of the untrained base on general text.
         experts: Skill -> the expert that serves it now.
@@ -140,49 +141,57 @@ def summarise(
     Raises:
         DataError: No stage, two of one name, or one that did not measure the loss of a skill seen so far.
     """
-    skills = tuple(stage.skill for stage in stages)
-    _check(stages, skills)
-    gains = [base_losses[stage.skill] - stage.before if stage.skill in base_losses else None for stage in stages]
-    accuracies = [stage.accuracies for stage in stages]
+    learned_at = {stage.skill: place for place, stage in enumerate(stages) if stage.skill is not None}
+    skills = tuple(learned_at)
+    _check(stages, learned_at)
+    gains = [_gain(base_losses.get(skill), stages[place].before) for skill, place in learned_at.items()]
+    losses, accuracies = [stage.losses for stage in stages], [stage.accuracies for stage in stages]
     last = stages[-1]
     return StreamSummary(
         skills=skills,
-        loss=_measure(skills, [stage.losses for stage in stages], [None, *gains[1:]], higher_is_better=False),
-        accuracy=_measure(skills, accuracies, [None] * len(skills), higher_is_better=True) if any(accuracies) else None,
+        loss=_measure(learned_at, losses, [None, *gains[1:]], higher_is_better=False),
+        accuracy=_measure(learned_at, accuracies, [None] * len(skills), higher_is_better=True)
+        if any(accuracies)
+        else None,
         routing=_routing(skills, last, experts),
         general_change=None if last.general is None or base_general is None else last.general - base_general,
     )
 
 
-def _check(stages: Sequence[StageFigures], skills: Sequence[str]) -> None:
-    if not stages:
-        raise DataError("a summary needs the figures of at least one stage, got none. Train a skill first.")
-    twice = [skill for place, skill in enumerate(skills) if skill in skills[:place]]
+def _gain(base: float | None, before: float | None) -> float | None:
+    return None if base is None or before is None else base - before
+
+
+def _check(stages: Sequence[StageFigures], learned_at: Mapping[str, int]) -> None:
+    if not learned_at or stages[0].skill is None:
+        raise DataError("a summary needs the figures of a stage that learned a skill first, got none. Train one.")
+    named = [stage.skill for stage in stages if stage.skill is not None]
+    twice = [skill for place, skill in enumerate(named) if skill in named[:place]]
     if twice:
-        raise DataError(f"every stage must have a name of its own, got {twice[0]!r} twice. Rename one.")
+        raise DataError(f"every skill must have a name of its own, got {twice[0]!r} twice. Rename one.")
     for place, stage in enumerate(stages):
-        missing = [skill for skill in skills[: place + 1] if skill not in stage.losses]
+        missing = [skill for skill, learned in learned_at.items() if learned <= place and skill not in stage.losses]
         if missing:
             raise DataError(
-                f"the stage of {stage.skill!r} must hold the loss of every skill seen so far, but has none of "
-                f"{', '.join(missing)}. Measure them."
+                f"stage {place + 1}, {stage.skill or 'a change by hand'}, must hold the loss of every skill seen so "
+                f"far, but has none of {', '.join(missing)}. Measure them."
             )
 
 
 def _measure(
-    skills: Sequence[str],
+    learned_at: Mapping[str, int],
     rows: Sequence[Mapping[str, float]],
     forward: Sequence[float | None],
     *,
     higher_is_better: bool,
 ) -> MeasureFigures:
     matrix = tuple(
-        tuple(row.get(skill) if column <= stage else None for column, skill in enumerate(skills))
+        tuple(row.get(skill) if learned <= stage else None for skill, learned in learned_at.items())
         for stage, row in enumerate(rows)
     )
     by_skill = tuple(
-        _of_skill(skill, [row[place] for row in matrix[place:]], gain, higher_is_better)
-        for place, (skill, gain) in enumerate(zip(skills, forward, strict=True))
+        _of_skill(skill, [row[column] for row in matrix[learned_at[skill] :]], gain, higher_is_better)
+        for column, (skill, gain) in enumerate(zip(learned_at, forward, strict=True))
     )
     return MeasureFigures(
         matrix=matrix,

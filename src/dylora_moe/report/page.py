@@ -13,6 +13,9 @@ _DECISIONS = {
     "grow": "a new skill, so a new expert, {expert}",
     "extend": "a known skill that its expert did badly, so {expert} was trained further",
     "reuse": "a known skill, so {expert} answers it as it is",
+    "import": "a skill that came with its expert, {expert}",
+    "merge": "experts merged into {expert}",
+    "remove": "expert {expert} removed",
 }
 # The strongest colour of a cell, in percent over the page: text keeps a contrast of 4.5 to 1, light and dark.
 _FULL_COLOUR = 50
@@ -31,9 +34,9 @@ def render_stream(record: Mapping[str, Any]) -> str:
     """A page of a stream of skills: every decision, what was kept and forgotten, and who answers what.
 
     Args:
-        record: `run` and `base_model`, names; `stages`, each with its `skill`, its `decision` (`kind`, one of grow,
-            extend and reuse, `expert`, `reason` and `numbers`, name -> number) and its `figures`, a `StageFigures`;
-            and `summary`, a `StreamSummary`. All as JSON has them.
+        record: `run` and `base_model`, names; `stages`, each with its `name`, its `skill` (None for a change by hand),
+            its `decision` (`kind`, `expert`, `reason` and `numbers`, name -> number) and its `figures`, a
+            `StageFigures`; and `summary`, a `StreamSummary`. All as JSON has them.
     """
     return _render("Skills", [_TEMPLATES.get_template("stream.html").render(record)])
 

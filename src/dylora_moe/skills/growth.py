@@ -6,7 +6,7 @@ from typing import Literal
 
 from dylora_moe.skills.novelty import Novelty
 
-Kind = Literal["reuse", "extend", "grow"]
+Kind = Literal["reuse", "extend", "grow", "import"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,8 @@ class Decision:
     """What is done about a skill, and why.
 
     Attributes:
-        kind: `reuse` (nothing is trained), `extend` (the expert is trained further) or `grow` (a new expert).
+        kind: `reuse` (nothing is trained), `extend` (the expert is trained further), `grow` (a new expert) or `import`
+            (the skill comes with one); of a change by hand `merge` or `remove`.
         expert: That serves the skill from now on; None for a new one.
         nearest: The known skill that it is most like, as `nearest_skill` has it; None for the first.
         reason: In a sentence.
@@ -73,7 +74,7 @@ class Decision:
         needs_room: True where two experts have to become one before the new one comes.
     """
 
-    kind: Kind
+    kind: Kind | Literal["merge", "remove"]
     expert: str | None
     nearest: str | None
     reason: str
@@ -109,13 +110,17 @@ def decide(
         experts: Known skill -> its expert.
         losses: Of the expert of `nearest_skill`; None where no skill is known.
         limits: What may be done.
-        wanted: What the recipe says, which is done whatever the numbers are.
+        wanted: What the recipe says, which is done whatever the numbers are; `import` where it gives an expert.
         same_data: The known skill that was learned from the very same rows, if there is one.
     """
     nearest = nearest_skill(prompts, answers)
     numbers = _numbers(prompts, answers, losses)
     if nearest is None or losses is None:
         reason = "It is the first skill, so it gets an expert."
+        if wanted == "import":
+            return Decision(
+                kind="import", expert=None, nearest=None, reason="It comes with its expert.", numbers=numbers
+            )
         if wanted in ("reuse", "extend"):
             reason = f"{reason} The recipe says {wanted}, but there is none yet."
         return Decision(kind="grow", expert=None, nearest=None, reason=reason, numbers=numbers)
@@ -125,17 +130,19 @@ def decide(
     expert, count = experts[nearest], len(set(experts.values()))
     kind, reason = _choose(prompts, answers, nearest, expert, losses, limits.served_share)
     if wanted is not None:
-        kind, reason = wanted, f"The recipe says {wanted}. By the numbers it would have been {kind}: {reason}"
+        why = "It comes with its expert" if wanted == "import" else f"The recipe says {wanted}"
+        kind, reason = wanted, f"{why}. By the numbers it would have been {kind}: {reason}"
     elif kind == "grow" and (refusal := _refusal(limits, count)):
         kind = "extend"
         reason = f"{reason} But {refusal}, so expert {expert} takes it."
+    is_new = kind in ("grow", "import")
     return Decision(
         kind=kind,
-        expert=None if kind == "grow" else expert,
+        expert=None if is_new else expert,
         nearest=nearest,
         reason=reason,
         numbers=numbers,
-        needs_room=kind == "grow" and limits.are_reached(count) and limits.can_merge(count),
+        needs_room=is_new and limits.are_reached(count) and limits.can_merge(count),
     )
 
 

@@ -132,10 +132,10 @@ class SkillLibrary:
         skill = self.skills[name]
         return replace(self, skills={**self.skills, name: replace(skill, record=replace(skill.record, loss=loss))})
 
-    def with_merged(self, gone: str, into: str) -> "SkillLibrary":
-        """With one expert in the place of another."""
+    def with_expert(self, gone: str, by: str) -> "SkillLibrary":
+        """With the skills of one expert served by another."""
         skills = {
-            name: replace(skill, record=replace(skill.record, expert=into)) if skill.record.expert == gone else skill
+            name: replace(skill, record=replace(skill.record, expert=by)) if skill.record.expert == gone else skill
             for name, skill in self.skills.items()
         }
         return replace(self, skills=skills)

@@ -1,6 +1,8 @@
 """THE PAGE of a stream: skill after skill -> features, decision, training, library, figures, one commit."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -10,10 +12,11 @@ from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
 from dylora_moe.data.registry import registry_of
-from dylora_moe.data.stream import parse_skills
+from dylora_moe.data.stream import Skill, parse_skills
 from dylora_moe.errors import RunError, TunerError
-from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, STAGE, START, RunDir
-from dylora_moe.skills.library import Sample, Skill, SkillLibrary, SkillRecord, save_library
+from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, START, RunDir
+from dylora_moe.skills.library import Sample, SkillLibrary, SkillRecord
+from dylora_moe.skills.library import Skill as KnownSkill
 from dylora_moe.skills.prototypes import fit_prototypes
 from dylora_moe.train.arrival import Arrival, check_rows, data_hash, examine
 from dylora_moe.train.callbacks.mature import Mature
@@ -29,14 +32,15 @@ from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.stream import (
     StageRecord,
     Stream,
-    check_stages,
     claim_folder,
+    divide_skills,
     expert_name,
     open_stream,
-    share_files,
+    read_stages,
 )
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.train.trackers import check_trackers
+from dylora_moe.tuner.exchange import import_expert
 from dylora_moe.tuner.head import read_head
 from dylora_moe.tuner.merge import copy_expert_weights, merge_experts
 
@@ -54,57 +58,65 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
     run = RunDir(config.run_dir)
     with run.locked():
         claim_folder(run, config)
-        skills = cut_streams(config, run, skills, stages)
-        records = check_stages(run, skills)
-        if run.is_finished and len(run.read(RESULT)["stages"]) == len(records) == len(skills):
+        learned, waiting = divide_skills(run, cut_streams(config, run, skills, stages))
+        if run.is_finished and not waiting and len(run.read(RESULT)["stages"]) == len(read_stages(run)):
             return {**run.read(RESULT), "already_finished": True}
         check_machine(config)
         check_trackers(config.report_to)
-        stream = open_stream(config, run, skills, records, stages)
-        for place in range(len(skills)):
-            _read_data(stream, place, stages)
+        stream = open_stream(config, run, learned, waiting, stages)
+        read_data(stream, stages)
         if not (run / START).is_file():
             run.write(START, {"base_general": measure_base(stream, stages, stop)})
-        for place in range(len(records), len(skills)):
-            stages.tell(f"Skill {place + 1} of {len(skills)}: {skills[place].name}")
-            _learn(stream, place, stages, stop)
+        for skill in list(stream.waiting):
+            stages.tell(f"Skill {len(stream.learned) + 1} of {len(stream.learned) + len(stream.waiting)}: {skill.name}")
+            learn(stream, skill, stages, stop)
         return finish_stream(run)
 
 
-def _read_data(stream: Stream, place: int, stages: Stages) -> None:
-    """Rows of a skill; before any work on the first, so that a mistake in the last costs nothing."""
-    data = build_run_data(stream.stage_config(place), stream.base.tokenizer, tell=stages.tell)
-    if place < len(stream.records):
-        stream.check_data(place, data)
-    else:
-        check_rows(stream.skills[place], data)
-        stages.data(data)
-    stream.data[stream.skills[place].name] = data
+def read_data(stream: Stream, stages: Stages) -> None:
+    """Rows of all skills; before any work on the first, so that a mistake in the last costs nothing."""
+    for skill in (*stream.learned, *stream.waiting):
+        data = build_run_data(stream.stage_config(skill), stream.base.tokenizer, tell=stages.tell)
+        if skill in stream.learned:
+            stream.check_data(skill.name, data)
+        else:
+            check_rows(skill, data)
+            stages.data(data)
+        stream.data[skill.name] = data
 
 
-def _learn(stream: Stream, place: int, stages: Stages, stop: StopSignals) -> None:
-    """One skill, from its features to its commit."""
-    skill, stage, config = stream.skills[place], stream.stage(place), stream.stage_config(place)
+def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by_hand: bool = False) -> None:
+    """One waiting skill, from its features to its commit."""
+    stage, config = stream.next_stage(skill.name), stream.stage_config(skill)
     if not (stage / CONFIG).is_file():
         stage.write(CONFIG, to_yaml(config))
     evaluator = make_evaluator(stream, skill.name, stages)
     sample = _read_sample(stream, skill.name, stages)
-    arrival = _decide(stream, place, evaluator, sample, stages)
+    arrival = _decide(stream, stage, skill, evaluator, sample, stages)
     decision = arrival.decision
     stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
     if arrival.merge is not None:
         _make_room(stream, *arrival.merge, stages)
-    expert = decision.expert or _grow(stream, place, config, decision.nearest, stages)
+    expert = decision.expert or _add(stream, skill, config, decision.nearest, stages)
     for name in stream.model.expert_names:
         stream.model.freeze_expert(name, frozen=name != expert)
     library = stream.library.with_skill(_describe(skill.name, expert, arrival, sample))
-    _route(stream, library)
-    if decision.kind != "reuse" and not stage.is_finished:
-        _train(stream, place, expert, stages, stop)
+    route(stream, library)
+    if decision.kind in ("grow", "extend") and not stage.is_finished:
+        _train(stream, stage, skill, expert, stages, stop)
     stream.model.eval().freeze_expert(expert)
-    if decision.kind == "reuse":
+    if not stage.is_finished:  # nothing was trained
         stream.save(stage / FINAL)
-    _commit(stream, place, library, arrival, expert, evaluator, stages, stop)
+    with stream.model.forced(expert):
+        loss = evaluator.run(stream.model, stop.check).mean_loss
+    stream.library = library.with_loss(skill.name, loss)
+    figures = measure_stage(stream, stages, stop, skill=skill.name, before=arrival.before)
+    record = StageRecord(
+        decision=decision, expert=expert, base_loss=arrival.base_loss, figures=figures, by_hand=by_hand
+    )
+    stream.commit(stage, record)
+    stream.waiting.remove(skill)
+    stream.learned.append(skill)
 
 
 def _read_sample(stream: Stream, skill: str, stages: Stages) -> Sample:
@@ -124,9 +136,10 @@ def _read_sample(stream: Stream, skill: str, stages: Stages) -> Sample:
     return Sample(prompts=prompts, answers=answers)
 
 
-def _decide(stream: Stream, place: int, evaluator: Evaluator, sample: Sample, stages: Stages) -> Arrival:
+def _decide(
+    stream: Stream, stage: RunDir, skill: Skill, evaluator: Evaluator, sample: Sample, stages: Stages
+) -> Arrival:
     """Decide once: what was decided before a stop is what is done after it."""
-    stage, skill = stream.stage(place), stream.skills[place]
     if (stage / DECISION).is_file():
         arrival = TypeAdapter(Arrival).validate_python(stage.read(DECISION))
         if arrival.data != data_hash(stream.data[skill.name]):
@@ -143,7 +156,7 @@ def _decide(stream: Stream, place: int, evaluator: Evaluator, sample: Sample, st
         stream.data[skill.name],
         sample,
         stream.config,
-        wanted=skill.decision,
+        wanted="import" if skill.adapter else skill.decision,
     )
     stage.write(DECISION, asdict(arrival))
     return arrival
@@ -154,16 +167,19 @@ def _make_room(stream: Stream, into: str, gone: str, stages: Stages) -> None:
     if gone in stream.model.expert_names:
         merged = merge_experts(stream.model, [into, gone], into)
         stages.tell(f"Experts {into} and {gone} become one, {into}, which has room for {merged.kept:.0%} of their sum.")
-    stream.library = stream.library.with_merged(gone, into)
+    stream.library = stream.library.with_expert(gone, into)
 
 
-def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None, stages: Stages) -> str:
+def _add(stream: Stream, skill: Skill, config: RunConfig, nearest: str | None, stages: Stages) -> str:
     """The new expert of a stage, in the model from now on; the first one, or that of a trained stage, is there."""
     model, known = stream.model, set(stream.library.experts.values())
-    if new := [name for name in model.expert_names if name not in known]:
+    new = [name for name in model.expert_names if name not in known]
+    if skill.adapter is not None:
+        return _import(stream, skill.name, Path(skill.adapter), replace=new)
+    if new:
         return new[0]
-    set_seed(stream.config.seed + place)
-    name = expert_name(stream.base, stream.skills[place].name, model.expert_names)
+    set_seed(stream.config.seed + len(stream.records))
+    name = expert_name(stream.base, skill.name, model.expert_names)
     model.add_expert(name, expert_config(config), maturity=1.0)
     if config.warm_start and nearest is not None:
         try:
@@ -173,7 +189,19 @@ def _grow(stream: Stream, place: int, config: RunConfig, nearest: str | None, st
     return name
 
 
-def _describe(name: str, expert: str, arrival: Arrival, sample: Sample) -> Skill:
+def _import(stream: Stream, skill: str, adapter: Path, *, replace: Sequence[str]) -> str:
+    """An adapter as the expert of a skill, in the place of experts that have none: a model is never without one."""
+    model = stream.model
+    name = expert_name(stream.base, skill, model.expert_names)
+    import_expert(model, adapter, name)
+    for other in replace:
+        model.remove_expert(other)
+        model.rename_expert(name, other)
+        name = other
+    return name
+
+
+def _describe(name: str, expert: str, arrival: Arrival, sample: Sample) -> KnownSkill:
     record = SkillRecord(
         name=name,
         expert=expert,
@@ -182,27 +210,27 @@ def _describe(name: str, expert: str, arrival: Arrival, sample: Sample) -> Skill
         base_loss=arrival.base_loss,
         loss=arrival.base_loss,  # until it is learned
     )
-    return Skill(record=record, mean=sample.prompts.mean(0), sample=sample)
+    return KnownSkill(record=record, mean=sample.prompts.mean(0), sample=sample)
 
 
-def _route(stream: Stream, library: SkillLibrary) -> None:
+def route(stream: Stream, library: SkillLibrary) -> None:
     """Send each prompt to the expert of the skill that it is most like."""
     prototypes = fit_prototypes(library.prompts, unsure_rate=stream.config.unsure_rate, seed=stream.config.seed)
     experts = [library.skills[name].record.expert for name in prototypes.skills]
     stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)
 
 
-def _train(stream: Stream, place: int, expert: str, stages: Stages, stop: StopSignals) -> None:
+def _train(stream: Stream, stage: RunDir, skill: Skill, expert: str, stages: Stages, stop: StopSignals) -> None:
     """Teach the expert the skill; one that has skills already learns them again beside it, so as to forget none."""
-    model, stage, skill = stream.model.train(), stream.stage(place), stream.skills[place].name
+    model = stream.model.train()
     again = [name for name, other in stream.library.experts.items() if other == expert]
-    config = stream.stage_config(place, again=again)
-    data = stream.data[skill]
+    config = stream.stage_config(skill, again=again)
+    data = stream.data[skill.name]
     if again:
         stages.tell(f"With it, expert {expert} learns again: {', '.join(again)}.")
         stage.write(CONFIG, to_yaml(config))
         data = build_run_data(config, stream.base.tokenizer, tell=stages.tell)
-    set_seed(config.seed + place)
+    set_seed(config.seed + len(stream.records))
     stages.parameters(count_parameters(model))
     check_parameters(model)
     session = Session(
@@ -225,27 +253,3 @@ def _train(stream: Stream, place: int, expert: str, stages: Stages, stop: StopSi
             stop,
             callbacks=grows_up if config.maturity_ratio and not again else (),
         )
-
-
-def _commit(
-    stream: Stream,
-    place: int,
-    library: SkillLibrary,
-    arrival: Arrival,
-    expert: str,
-    evaluator: Evaluator,
-    stages: Stages,
-    stop: StopSignals,
-) -> None:
-    """Measure, and make the stage count."""
-    stage, skill = stream.stage(place), stream.skills[place].name
-    with stream.model.forced(expert):
-        loss = evaluator.run(stream.model, stop.check).mean_loss
-    stream.library = library.with_loss(skill, loss)
-    figures = measure_stage(stream, skill, arrival.before, stages, stop)
-    record = StageRecord(decision=arrival.decision, expert=expert, base_loss=arrival.base_loss, figures=figures)
-    if place:
-        share_files(stage / FINAL, stream.stage(place - 1) / FINAL)
-    save_library(stream.library, stage.path)
-    stage.write(STAGE, asdict(record))
-    stream.records.append(record)

@@ -22,21 +22,23 @@ def make_evaluator(stream: Stream, skill: str, stages: Stages) -> Evaluator:
     return _evaluator(stream, {skill: stream.data[skill].validation[skill]}, stages)
 
 
-def measure_stage(stream: Stream, skill: str, before: float, stages: Stages, stop: StopSignals) -> StageFigures:
+def measure_stage(
+    stream: Stream, stages: Stages, stop: StopSignals, *, skill: str | None = None, before: float | None = None
+) -> StageFigures:
     """Every skill of the library by itself, the newest included.
 
     Args:
         stream: With the model and the library as the stage leaves them.
-        skill: Of the stage.
-        before: Loss on it before it was learned.
         stages: Shows a line.
         stop: May end it early.
+        skill: That was learned; None where none was.
+        before: Loss on it before it was learned.
     """
     stages.tell(f"Measuring {len(stream.library.skills)} skills ...")
     found = {name: make_evaluator(stream, name, stages).run(stream.model, stop.check) for name in stream.library.skills}
     return StageFigures(
         skill=skill,
-        expert=stream.library.experts[skill],
+        expert=None if skill is None else stream.library.experts[skill],
         before=before,
         losses={name: evaluation.mean_loss for name, evaluation in found.items()},
         accuracies=_accuracies(stream, stop),

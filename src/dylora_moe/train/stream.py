@@ -7,8 +7,8 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from transformers import set_seed
 from dylora_moe.bases import LoadedBase
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.bundle import DataBundle
-from dylora_moe.data.stream import Skill
+from dylora_moe.data.stream import Skill, check_names
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.load import read_config
 from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir
 from dylora_moe.skills.growth import Decision
-from dylora_moe.skills.library import SkillLibrary, Source, load_library
+from dylora_moe.skills.library import SkillLibrary, Source, load_library, save_library
 from dylora_moe.train.arrival import data_hash
 from dylora_moe.train.folder import differences
 from dylora_moe.train.session import Stages, build_model, load_run_base
@@ -43,15 +43,22 @@ class StageRecord:
 
     Attributes:
         decision: What was decided, and why.
-        expert: That serves the skill.
-        base_loss: The base's loss on the skill, nats a token.
+        expert: That serves the skill, or that was changed.
+        base_loss: The base's loss on the skill, nats a token; None where no skill was learned.
         figures: What was measured after it.
+        by_hand: True for a change that the recipe knows nothing of.
     """
 
     decision: Decision
     expert: str
-    base_loss: float
+    base_loss: float | None
     figures: StageFigures
+    by_hand: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the skill, or of the change."""
+        return self.figures.skill or self.decision.kind
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +68,8 @@ class Stream:
     Attributes:
         config: Of the whole stream.
         run: Its folder.
-        skills: All of them, in their order.
+        learned: Skills of the stages that count, those given by hand included.
+        waiting: Skills of the recipe that are still to be learned.
         base: Loaded once.
         model: As the last stage left it.
         library: Of the skills learned so far.
@@ -71,30 +79,39 @@ class Stream:
 
     config: RunConfig
     run: RunDir
-    skills: Sequence[Skill]
+    learned: list[Skill]
+    waiting: list[Skill]
     base: LoadedBase
     model: DyLoraModel
     library: SkillLibrary
     records: list[StageRecord] = field(default_factory=list)
     data: dict[str, DataBundle] = field(default_factory=dict)
 
-    def stage(self, place: int) -> RunDir:
-        """The folder of a stage."""
-        return stage_folder(self.run, place, self.skills[place].name)
+    def next_stage(self, name: str) -> RunDir:
+        """The folder of the stage after those that count, of a skill or a change of that name."""
+        return stage_folder(self.run, len(self.records), name)
 
-    def stage_config(self, place: int, *, again: Collection[str] = ()) -> RunConfig:
-        """A stage as the run that it is: the skill's data, and those of skills to be learned again beside it."""
-        config = stage_config(self.config, self.skills[place], self.stage(place))
-        datasets = {skill.name: skill.datasets for skill in self.skills}
+    def stage_config(self, skill: Skill, *, again: Collection[str] = ()) -> RunConfig:
+        """The next stage as the run that it is: the skill's data, and those of skills to be learned again beside it."""
+        config = stage_config(self.config, skill, self.next_stage(skill.name))
+        datasets = {known.name: known.datasets for known in self.learned}
         return config.model_copy(update={"datasets": sum((datasets[name] for name in again), config.datasets)})
 
-    def check_data(self, place: int, data: DataBundle) -> None:
+    def commit(self, stage: RunDir, record: StageRecord) -> None:
+        """Make a stage count, whose model is written."""
+        if self.records:
+            last = stage_folder(self.run, len(self.records) - 1, self.records[-1].name)
+            share_files(stage / FINAL, last / FINAL)
+        save_library(self.library, stage.path)
+        stage.write(STAGE, asdict(record))
+        self.records.append(record)
+
+    def check_data(self, name: str, data: DataBundle) -> None:
         """See that a skill learned before has the rows that it was learned from.
 
         Raises:
             RunError: It has others.
         """
-        name = self.skills[place].name
         then, now = self.library.skills[name].record.data, data_hash(data)
         if then != now:
             raise RunError(
@@ -176,26 +193,40 @@ def claim_folder(run: RunDir, config: RunConfig) -> None:
     run.write(CONFIG, to_yaml(config))
 
 
-def check_stages(run: RunDir, skills: Sequence[Skill]) -> list[StageRecord]:
-    """The stages that count, which must be of the first of these skills.
+def divide_skills(run: RunDir, skills: Sequence[Skill]) -> tuple[list[Skill], list[Skill]]:
+    """Skills of the stages that count, in their order, and those of the recipe that are still to be learned.
 
     Raises:
-        RunError: Other skills were learned in their places.
+        RunError: The recipe has other skills in the places of those that were learned from it.
     """
-    stages = read_stages(run)
-    for place, (folder, record) in enumerate(stages):
-        wanted = skills[place].name if place < len(skills) else None
-        if wanted != record.figures.skill:
+    learned: list[Skill] = []
+    waiting = list(skills)
+    for folder, record in read_stages(run):
+        name = record.figures.skill
+        if name is None:
+            continue
+        if record.by_hand:
+            learned.append(Skill(name=name, datasets=tuple(_datasets(folder, name))))
+            continue
+        place, wanted = len(skills) - len(waiting), waiting[0].name if waiting else None
+        if wanted != name:
             raise RunError(
-                f"skill {place + 1} of the stream in {run.path} was {record.figures.skill!r}, and is {wanted!r} now. "
+                f"skill {place + 1} of the stream in {run.path} was {name!r}, and is {wanted!r} now. "
                 f"Skills are added at the end; take stages back with `dylora experts rollback` ({folder.name})."
             )
-    return [record for _, record in stages]
+        learned.append(waiting.pop(0))
+    check_names([*learned, *waiting])
+    return learned, waiting
 
 
-def open_stream(
-    config: RunConfig, run: RunDir, skills: Sequence[Skill], records: list[StageRecord], stages: Stages
-) -> Stream:
+def _datasets(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """What a stage of that skill was made from, as its settings have it."""
+    for dataset in read_config(RunDir(folder)).datasets:
+        if isinstance(dataset, dict) and dataset["domain"] == name:
+            yield dataset
+
+
+def open_stream(config: RunConfig, run: RunDir, learned: list[Skill], waiting: list[Skill], stages: Stages) -> Stream:
     """Base, model and library as the last stage left them.
 
     A stage that was trained and not committed yet gives its model, and is not trained again.
@@ -205,22 +236,29 @@ def open_stream(
     """
     base = load_run_base(config, stages)
     source = Source(base=config.base_model, revision=base.resolved.revision, tap_layer=config.tap_layer)
-    done = len(records)
-    library = SkillLibrary(source=source, skills={})
+    done, library = read_stages(run), SkillLibrary(source=source, skills={})
     if done:
-        library = load_library(stage_folder(run, done - 1, skills[done - 1].name).path)
+        library = load_library(done[-1][0])
         library.check_source(source)
-    model_folder = _model_folder(run, skills, done)
-    if model_folder is not None:
-        model = load_model(base.model, model_folder)
+    if (folder := _model_folder(run, [path for path, _ in done], waiting)) is not None:
+        model = load_model(base.model, folder)
     else:
         set_seed(config.seed)
-        first = stage_config(config, skills[0], stage_folder(run, 0, skills[0].name))
+        first = stage_config(config, waiting[0], stage_folder(run, 0, waiting[0].name))
         shape = {"lora_r": first.lora_r, "lora_alpha": first.lora_alpha}
-        model = build_model(config.model_copy(update=shape), base, [expert_name(base, skills[0].name, ())])
+        model = build_model(config.model_copy(update=shape), base, [expert_name(base, waiting[0].name, ())])
     if torch.cuda.is_available() and not config.load_in_4bit:
         model.to("cuda")
-    return Stream(config=config, run=run, skills=skills, base=base, model=model, library=library, records=records)
+    return Stream(
+        config=config,
+        run=run,
+        learned=learned,
+        waiting=waiting,
+        base=base,
+        model=model,
+        library=library,
+        records=[record for _, record in done],
+    )
 
 
 def expert_name(base: LoadedBase, skill: str, taken: Collection[str]) -> str:
@@ -270,13 +308,13 @@ def copy_model(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _model_folder(run: RunDir, skills: Sequence[Skill], done: int) -> Path | None:
-    if done < len(skills):
-        current = stage_folder(run, done, skills[done].name)
+def _model_folder(run: RunDir, done: Sequence[Path], waiting: Sequence[Skill]) -> Path | None:
+    if waiting:
+        current = stage_folder(run, len(done), waiting[0].name)
         if current.is_finished and (current / FINAL).is_dir():
             read_description(current / FINAL)
             return current / FINAL
-    return stage_folder(run, done - 1, skills[done - 1].name) / FINAL if done else None
+    return done[-1] / FINAL if done else None
 
 
 def _slug(name: str) -> str:

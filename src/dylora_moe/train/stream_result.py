@@ -29,8 +29,12 @@ def finish_stream(run: RunDir) -> dict[str, Any]:
     return result
 
 
-def rollback(path: Path, skill: str) -> dict[str, Any]:
+def rollback(path: Path, before: str) -> dict[str, Any]:
     """Take a stream back to before a skill came; what is undone is kept in `undone/`.
+
+    Args:
+        path: Of the stream.
+        before: Name of the skill, or of the stage of a change by hand, such as `05-merge`.
 
     Returns:
         The folder that the undone stages are in, their names, and the skills that are left.
@@ -42,11 +46,14 @@ def rollback(path: Path, skill: str) -> dict[str, Any]:
     read_config(run)
     with run.locked():
         stages = read_stages(run)
-        names = [record.figures.skill for _, record in stages]
-        if skill not in names:
+        names = [folder.name if record.figures.skill is None else record.name for folder, record in stages]
+        if before not in names:
             known = ", ".join(names) or "none: it is no stream, or has learned nothing yet"
-            raise RunError(f"the skill to go back before must be one that {path} has learned ({known}), got {skill!r}.")
-        place = names.index(skill)
+            raise RunError(
+                f"what to go back before must be a skill that {path} has learned, or the stage of a change ({known}), "
+                f"got {before!r}."
+            )
+        place = names.index(before)
         kept = _next_folder(run / UNDONE)
         (run / RESULT).unlink(missing_ok=True)
         # From the last one, so that what is left is a stream at any moment.
@@ -60,19 +67,25 @@ def rollback(path: Path, skill: str) -> dict[str, Any]:
             shutil.rmtree(run / FINAL, ignore_errors=True)
             for name in (RECORD, TENSORS, REPORT):
                 (run / name).unlink(missing_ok=True)
-    return {"undone": [folder.name for folder in reversed(undone)], "folder": str(kept), "skills": names[:place]}
+    skills = [record.figures.skill for _, record in stages[:place] if record.figures.skill is not None]
+    return {"undone": [folder.name for folder in reversed(undone)], "folder": str(kept), "skills": skills}
 
 
 def _make_result(run: RunDir, records: Sequence[StageRecord], experts: dict[str, str]) -> dict[str, Any]:
     description = read_description(run / FINAL)
     summary = summarise(
         [record.figures for record in records],
-        base_losses={record.figures.skill: record.base_loss for record in records},
+        base_losses={
+            record.figures.skill: record.base_loss
+            for record in records
+            if record.figures.skill is not None and record.base_loss is not None
+        },
         base_general=run.read(START)["base_general"],
         experts=experts,
     )
     stages = [
         {
+            "name": record.name,
             "skill": record.figures.skill,
             "decision": asdict(record.decision) | {"expert": record.expert},
             "base_loss": record.base_loss,

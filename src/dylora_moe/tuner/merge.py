@@ -118,7 +118,7 @@ def similarity(model: DyLoraModel, one: str, other: str) -> float:
     Raises:
         TunerError: no such expert, or one with values that are not finite.
     """
-    _check_known(model, one, other)
+    check_known(model, one, other)
     inner = energy_one = energy_other = 0.0
     for name, linear in model.routed_linears():
         first, second = _factors(name, linear, one), _factors(name, linear, other)
@@ -140,7 +140,7 @@ def copy_expert_weights(model: DyLoraModel, source: str, target: str) -> None:
     Raises:
         TunerError: no such expert, another rank or other Linears, a frozen target, or one whose scaling is 0.
     """
-    _check_known(model, source, target)
+    check_known(model, source, target)
     if any(expert.frozen for expert in model.experts if expert.name == target):
         raise TunerError(f"a frozen expert keeps its weights, and {target!r} is frozen. Copy to another.")
     _check_alike(model, source, target)
@@ -244,14 +244,19 @@ def _not_zero(scaling: float) -> float:
     return scaling
 
 
-def _check_known(model: DyLoraModel, *names: str) -> None:
+def check_known(model: DyLoraModel, *names: str) -> None:
+    """See that there are experts of these names.
+
+    Raises:
+        TunerError: There are not.
+    """
     for name in names:
         if name not in model.expert_names:
             raise TunerError(f"there is no expert {name!r}; there are {', '.join(model.expert_names)}.")
 
 
 def _check_names(model: DyLoraModel, names: Sequence[str], into: str) -> None:
-    _check_known(model, *names, into)
+    check_known(model, *names, into)
     if len(set(names)) != len(names) or len(names) < 2:
         raise TunerError(f"a merge needs two different experts or more, got {', '.join(names) or 'none'}.")
     if into not in names:
