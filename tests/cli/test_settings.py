@@ -23,6 +23,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "false_growth_rate": ("0.02", 0.02),
     "feature_rows": ("50", 50),
     "served_share": ("0.5", 0.5),
+    "stream_router": ("learned", "learned"),
     "unsure_rate": ("0.05", 0.05),
     "unsure_answer": ("dense", "dense"),
     "maturity_ratio": ("0.25", 0.25),

@@ -50,6 +50,7 @@ ALL_CHANGED: dict[str, Any] = {
     "false_growth_rate": 0.02,
     "feature_rows": 50,
     "served_share": 0.5,
+    "stream_router": "learned",
     "unsure_rate": 0.05,
     "unsure_answer": "dense",
     "maturity_ratio": 0.25,
@@ -344,6 +345,10 @@ def test_a_stream_goes_with_every_preset(name: str) -> None:
         (
             STREAM | {"z_coefficient": 1e-3, "router_learning_rate": 1e-4},
             "router_learning_rate and z_coefficient have no effect with mode continual: its router is not trained",
+        ),
+        (
+            STREAM | {"stream_router": "learned", "unsure_rate": 0.05},
+            "unsure_rate has no effect with stream_router learned",
         ),
         (STREAM | {"temperature": 0.7}, "temperature has no effect with maturity_ratio 0 and unsure_answer base"),
         (

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from dylora_moe.config import RunConfig
 from dylora_moe.errors import ConfigError, DataError, RunError
 from dylora_moe.evaluate.run import evaluate_run
 from dylora_moe.run_dir import RunDir
+from dylora_moe.skills.library import load_library
 from dylora_moe.train import continual, fitting
 from dylora_moe.train import stream as stream_module
 from dylora_moe.train.run import train
@@ -168,6 +170,22 @@ def test_prompts_that_the_base_answers_went_to_no_expert(stream: Callable[..., R
         assert sum(routed.values()) == pytest.approx(answered)
 
 
+def test_the_router_may_be_learned(stream: Callable[..., RunConfig]) -> None:
+    """Anew after each skill, from what the library keeps; by one expert's training it is not moved."""
+    config = stream(stream_router="learned", weight_decay=0.5)
+    result = train(config)
+    assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow"] * 3
+    assert result["summary"]["routing"]["accuracy"] == 1.0 and result["summary"]["loss"]["backward_transfer"] == 0.0
+    assert set(result["summary"]["routing"]["unsure"]) == {0.0}
+    base = load_base(config.base_model, dtype=torch.float32)
+    model = load_model(base.model, config.run_dir / "final")
+    written = {name: value.clone() for name, value in model.routers.state_dict().items()}
+    library = load_library(config.run_dir)
+    prompts = [row for sample in library.prompts.values() for row in sample]
+    model.teach_routers(np.stack(prompts), [library.experts[name] for name, p in library.prompts.items() for _ in p])
+    assert all(torch.equal(value, written[name]) for name, value in model.routers.state_dict().items())
+
+
 def test_an_expert_may_have_another_rank(stream: Callable[..., RunConfig], tiny_rows: dict[str, Path]) -> None:
     wide = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "lora_r": 16}
     config = stream(skills=[str(tiny_rows["capitals"]), wide])
@@ -207,6 +225,8 @@ def test_an_immature_expert_works_among_the_others(
 def test_streams_refuse_what_they_cannot_do(stream: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match="granularity must be sequence with mode: continual"):
         stream(granularity="token")
+    with pytest.raises(ConfigError, match="maturity_ratio must be 0 with stream_router: learned"):
+        stream(maturity_ratio=0.1, stream_router="learned")
 
 
 def test_two_experts_become_one_where_there_is_no_room(stream: Callable[..., RunConfig]) -> None:

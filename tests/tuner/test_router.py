@@ -67,6 +67,24 @@ def test_seeding_puts_each_cluster_at_an_expert_of_its_own() -> None:
     assert torch.equal(router.weight, before), "fewer units than experts leave the rows as they are"
 
 
+def test_fitting_finds_the_least_regularised_cross_entropy() -> None:
+    """Against plain gradient descent on the same sum, from another start."""
+    draw = torch.Generator().manual_seed(0)
+    experts = torch.arange(60) % 3
+    features = torch.randn(3, 12, generator=draw)[experts] + 0.8 * torch.randn(60, 12, generator=draw)
+    router = LinearRouter(12, 3)
+    router.fit(features, experts)
+    known = router.normalise(features).double()
+    slow = torch.randn(3, 12, generator=draw, dtype=torch.float64, requires_grad=True)
+    for _ in range(4000):
+        loss = torch.nn.functional.cross_entropy(known @ slow.t(), experts, reduction="sum") + slow.square().sum() / 2
+        (gradient,) = torch.autograd.grad(loss, slow)
+        with torch.no_grad():
+            slow -= 0.01 * gradient
+    torch.testing.assert_close(router.weight.double(), slow, atol=1e-4, rtol=0)
+    assert router.weight.requires_grad and (router(features).argmax(1) == experts).float().mean() > 0.9
+
+
 def test_resize_keeps_rows_in_the_order_asked_for_and_adds_fresh_ones() -> None:
     router = LinearRouter(8, 3)
     before = router.weight.detach().clone()

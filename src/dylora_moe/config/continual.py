@@ -122,6 +122,15 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
     ] = Field(default=0.7, gt=0)
     """Part of an expert's gain at home from which on it does new data well enough to be reused."""
 
+    stream_router: Annotated[
+        Literal["prototype", "learned"],
+        Advice(
+            note="learned is trained anew after every skill, on the prompts that the library keeps: what it says of "
+            "old skills may change, and it is never unsure."
+        ),
+    ] = "prototype"
+    """Who sends prompts to experts: prototype, the nearest skill; learned, a linear map."""
+
     unsure_rate: Annotated[
         float,
         Advice(
@@ -147,7 +156,8 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=0.5,
             more="longer help of the old experts, slower steps",
             less="an expert that stands alone sooner",
-            note="0 lets it work alone from its first step. Without effect on the first expert, which has no others.",
+            note="0 lets it work alone from its first step. Without effect on the first expert, which has no others. "
+            "Needs stream_router prototype.",
         ),
     ] = Field(default=0.0, ge=0, le=1)
     """Share of a new expert's steps in which it is immature: all experts work together, less and less, until it is

@@ -75,6 +75,11 @@ class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, 
             )
 
     def _check_continual(self) -> None:
+        if self.maturity_ratio and self.stream_router == "learned":
+            raise ValueError(
+                f"maturity_ratio must be 0 with stream_router: learned, got {self.maturity_ratio}: while experts work "
+                "together the router would be trained by one skill alone. Set stream_router to prototype."
+            )
         if not self.skills:
             raise ValueError("skills must be given with mode: continual, got none. Give a list of them in their order.")
         for name, value in {"granularity": "sequence", "router_scope": "shared", "top_k": 1}.items():

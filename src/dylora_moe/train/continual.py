@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 from transformers import set_seed
 
@@ -215,6 +216,10 @@ def _describe(name: str, expert: str, arrival: Arrival, sample: Sample) -> Known
 
 def route(stream: Stream, library: SkillLibrary) -> None:
     """Send each prompt to the expert of the skill that it is most like."""
+    if stream.config.stream_router == "learned":
+        experts = [library.experts[name] for name, prompts in library.prompts.items() for _ in prompts]
+        stream.model.teach_routers(np.concatenate(list(library.prompts.values())), experts)
+        return
     prototypes = fit_prototypes(library.prompts, unsure_rate=stream.config.unsure_rate, seed=stream.config.seed)
     experts = [library.skills[name].record.expert for name in prototypes.skills]
     stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)

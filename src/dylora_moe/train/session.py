@@ -126,7 +126,7 @@ def build_model(config: RunConfig, base: LoadedBase, experts: Sequence[str] | No
             top_k=config.top_k,
             temperature=config.temperature,
             execution=config.execution,
-            router="prototype" if config.mode == "continual" else "linear",
+            router="prototype" if config.mode == "continual" and config.stream_router == "prototype" else "linear",
             unsure=config.unsure_answer,
         ),
     )
@@ -190,7 +190,8 @@ def build_trainer(
 
 def calibrate_router(session: Session) -> None:
     """Show the router a sample of training rows of every domain, so that it starts with centred features."""
-    if not session.model.routers or session.model.routing_config.router != "linear":
+    linear = session.model.routing_config.router == "linear"
+    if not session.model.routers or not linear or session.expert is not None:  # one that is forced needs none
         return
     data, size = session.data, session.config.eval_batch_size
     rows = []

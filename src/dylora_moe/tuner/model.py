@@ -371,6 +371,27 @@ class DyLoraModel(nn.Module):
             assert isinstance(router, PrototypeRouter)
             router.set_skills(projection=space, centres=places, radii=reach, expert_of_skill=numbers)
 
+    def teach_routers(self, features: ArrayLike, experts: Sequence[str]) -> None:
+        """Fit the shared linear router to features whose expert is known. One expert alone serves all, unrouted.
+
+        Args:
+            features: (units, features), as `prompt_features` reads them.
+            experts: The name of the expert of each.
+
+        Raises:
+            TunerError: the router is not a shared linear one of sequence granularity, or there is no such expert.
+        """
+        routing = self.routing_config
+        if (routing.router, routing.router_scope, routing.granularity) != ("linear", "shared", "sequence"):
+            raise TunerError(
+                "teach_routers needs a shared linear router of sequence granularity, got "
+                f"{routing.router}, {routing.router_scope}, {routing.granularity}."
+            )
+        numbers = torch.tensor([self.expert_names.index(self._require(name).name) for name in experts])
+        for router in self._routers().values():
+            assert isinstance(router, LinearRouter)
+            router.fit(torch.as_tensor(np.asarray(features), dtype=torch.float32), numbers)
+
     @contextmanager
     def _reading(
         self, labels: Tensor | None, prompt: Tensor | None, real: Tensor | None, inputs: dict[str, Any]

@@ -13,6 +13,8 @@ _ROW_STEP = 32
 
 _CLUSTER_ROUNDS = 20
 
+_FIT_STEPS = 200
+
 
 class LinearRouter(nn.Module):
     """A learned linear map over normalised features.
@@ -61,6 +63,27 @@ class LinearRouter(nn.Module):
         normalised = F.normalize(self.normalise(features), dim=-1)
         if normalised.shape[0] >= self.weight.shape[0]:
             self.weight.copy_(_cluster_centres(normalised, self.weight.shape[0]))
+
+    def fit(self, features: Float[Tensor, "units features"], experts: Int[Tensor, " units"]) -> None:
+        """Learn which units go to which expert: calibrate, then logistic regression, in float64 on the CPU.
+
+        The sum of the cross-entropies plus half the squared norm of the weights is the least there is, as far as
+        L-BFGS comes: enough that lines of equal lengths go to the same expert wherever they come from.
+        """
+        self.calibrate(features.to(self.mean))
+        known, wanted = self.normalise(features.to(self.mean)).double().cpu(), experts.cpu()
+        weight = torch.zeros(self.weight.shape, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight], max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            total = F.cross_entropy(known @ weight.t(), wanted, reduction="sum") + weight.square().sum() / 2
+            total.backward()
+            return total
+
+        optimizer.step(loss)  # type: ignore[arg-type]  # torch wants a float, and takes a tensor
+        with torch.no_grad():
+            self.weight.copy_(weight)
 
     def forward(self, features: Float[Tensor, "units features"]) -> Float[Tensor, "units experts"]:
         """Logits in float32, whatever the dtype of the base."""
