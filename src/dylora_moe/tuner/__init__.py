@@ -11,5 +11,6 @@ from dylora_moe.tuner.exchange import load_model as load_model
 from dylora_moe.tuner.exchange import save_model as save_model
 from dylora_moe.tuner.model import DyLoraModel as DyLoraModel
 from dylora_moe.tuner.model import Expert as Expert
+from dylora_moe.tuner.moments import moments_kept as moments_kept
 from dylora_moe.tuner.prototype import PrototypeRouter as PrototypeRouter
 from dylora_moe.tuner.routing import Decision as Decision

@@ -66,12 +66,12 @@ class PackedFactor(nn.Module):
         runs = [self._addresses[start] for start in self._starts]
         return [w.data_ptr() for w in weights] == self._addresses and [w.data_ptr() for w in self.runs] == runs
 
-    def trains(self, index: int) -> bool:
-        """Whether an expert lies in a run that takes gradients."""
-        return any(
-            start <= index < start + run.shape[0] and run.requires_grad
-            for start, run in zip(self._starts, self.runs, strict=True)
-        )
+    def run_of(self, index: int) -> tuple[nn.Parameter, int] | None:
+        """The run in which an expert lies, and its place there; None where none takes gradients."""
+        for start, run in zip(self._starts, self.runs, strict=True):
+            if start <= index < start + run.shape[0] and run.requires_grad:
+                return run, index - start
+        return None
 
     def forward(self) -> Tensor:
         """The factor of all experts, such that gradients reach the runs."""

@@ -55,11 +55,23 @@ class RoutedLinear(LoraLinear):
 
     def trains(self, name: str) -> bool:
         """Whether both factors of an expert here take gradients, as they are or packed."""
-        index = self.expert_names.index(name)
-        return all(
-            packed.trains(index) or cast(nn.Linear, factors[name]).weight.requires_grad
-            for packed, factors in ((self.packed_A, self.lora_A), (self.packed_B, self.lora_B))
-        )
+        return len(self.trained_parts(name)) == 2
+
+    def trained_parts(self, name: str) -> dict[str, tuple[nn.Parameter, int | None]]:
+        """Factor (`A`, `B`) -> the parameter by which an expert trains here, and its place there, None for all of it.
+
+        Empty where it is frozen, or leaves this Linear alone.
+        """
+        found: dict[str, tuple[nn.Parameter, int | None]] = {}
+        for factor, packed, factors in (("A", self.packed_A, self.lora_A), ("B", self.packed_B, self.lora_B)):
+            if name not in factors:
+                continue
+            weight = cast(nn.Parameter, cast(nn.Linear, factors[name]).weight)
+            if (run := packed.run_of(self.expert_names.index(name))) is not None:
+                found[factor] = run
+            elif weight.requires_grad:
+                found[factor] = weight, None
+        return found
 
     def num_parameters(self, name: str) -> int:
         """Size of an expert's two factors here."""
