@@ -70,6 +70,22 @@ def test_an_unknown_setting_without_a_recipe_is_refused_too() -> None:
     assert text.startswith("flags: ") and "Did you mean top_k?" in text
 
 
+@pytest.mark.parametrize(
+    ("entry", "line", "told"),
+    [
+        ("{skill: a, datasets: [flask], rank: 8}", 3, "a key of a skills entry must be one of skill, datasets"),
+        ("{skill: a, skill: b, datasets: [flask]}", 3, "skill stands here a second time"),
+        ("{path: a.jsonl, part: 1/2, part: 2/2}", 3, "part stands here a second time"),
+        ("{path: a.jsonl, pat: 1/2}", 3, "Did you mean path or part?"),
+        ("skill: a\n    datasets:\n      - {pth: a}", 5, "a key of a datasets entry must be one of"),
+    ],
+)
+def test_keys_of_skills_are_checked_with_their_line(recipe: Any, entry: str, line: int, told: str) -> None:
+    path = recipe(f"mode: continual\nskills:\n  - {entry}\n")
+    text = message(load_recipe, path)
+    assert f"{path}:{line}:" in text and told in text
+
+
 def test_a_key_twice_is_refused_with_the_second_line(recipe: Any) -> None:
     path = recipe("seed: 1\nlora_r: 8\nseed: 2\n")
     text = message(load_recipe, path)

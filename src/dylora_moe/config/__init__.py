@@ -4,7 +4,13 @@ from dylora_moe.config.advice import Advice
 from dylora_moe.config.continual import SKILL_KEYS, SkillSpec
 from dylora_moe.config.data import DATASET_KEYS, DatasetSpec
 from dylora_moe.config.explain import Explanation, explain, explain_all, remarks
-from dylora_moe.config.names import ALIASES, unknown_dataset_key, unknown_setting, with_own_names
+from dylora_moe.config.names import (
+    ALIASES,
+    unknown_dataset_key,
+    unknown_setting,
+    unknown_skill_key,
+    with_own_names,
+)
 from dylora_moe.config.recipe import load_recipe, make_config, split_list, to_yaml
 from dylora_moe.config.settings import RunConfig
 
@@ -26,5 +32,6 @@ __all__ = [
     "to_yaml",
     "unknown_dataset_key",
     "unknown_setting",
+    "unknown_skill_key",
     "with_own_names",
 ]

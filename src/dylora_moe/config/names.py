@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from dylora_moe.config.continual import SKILL_KEYS
 from dylora_moe.config.data import DATASET_KEYS
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
@@ -92,6 +93,14 @@ def unknown_dataset_key(name: str) -> str:
     hint = did_you_mean(nearest(name, DATASET_KEYS))
     text = f"a key of a datasets entry must be one of {', '.join(DATASET_KEYS)}, got {name!r}."
     return f"{text} {hint}" if hint else text
+
+
+def unknown_skill_key(name: str) -> str:
+    """What to say about a key of a `skills` entry that does not exist."""
+    hint = did_you_mean(nearest(name, SKILL_KEYS))
+    if name in DATASET_KEYS:
+        hint = f"It says something of a data set: write datasets: [{{{name}: ...}}]."
+    return f"a key of a skills entry must be one of {', '.join(SKILL_KEYS)}, got {name!r}. {hint}".strip()
 
 
 def likely_settings(name: str) -> list[str]:

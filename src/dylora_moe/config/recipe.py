@@ -7,9 +7,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from dylora_moe.config.continual import SKILL_KEYS
 from dylora_moe.config.data import DATASET_KEYS
 from dylora_moe.config.explain import allowed, words_of
-from dylora_moe.config.names import setting_named, two_names, unknown_dataset_key, unknown_setting, with_own_names
+from dylora_moe.config.names import (
+    setting_named,
+    two_names,
+    unknown_dataset_key,
+    unknown_setting,
+    unknown_skill_key,
+    with_own_names,
+)
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.errors import ConfigError
@@ -39,11 +47,33 @@ def load_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold settings as `name: value` lines, got {type(values).__name__}.")
     _check_keys(path, root, setting_named, unknown_setting)
     for key, entries in root.value:
-        if key.value == "datasets" and isinstance(entries, yaml.SequenceNode):
-            for entry in entries.value:
-                if isinstance(entry, yaml.MappingNode):
-                    _check_keys(path, entry, lambda key: key if key in DATASET_KEYS else None, unknown_dataset_key)
+        if key.value == "datasets":
+            _check_datasets(path, entries)
+        if key.value == "skills":
+            for entry in _mappings(entries):
+                _check_skill(path, entry)
     return with_own_names({str(name): value for name, value in values.items()}, where=str(path))
+
+
+def _mappings(node: yaml.Node) -> list[yaml.MappingNode]:
+    entries = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return [entry for entry in entries if isinstance(entry, yaml.MappingNode)]
+
+
+def _check_datasets(path: Path, entries: yaml.Node) -> None:
+    for entry in _mappings(entries):
+        _check_keys(path, entry, lambda key: key if key in DATASET_KEYS else None, unknown_dataset_key)
+
+
+def _check_skill(path: Path, entry: yaml.MappingNode) -> None:
+    """A data set, or a mapping with a key of its own."""
+    if not any(key.value in SKILL_KEYS for key, _ in entry.value):
+        _check_keys(path, entry, lambda key: key if key in DATASET_KEYS else None, unknown_dataset_key)
+        return
+    _check_keys(path, entry, lambda key: key if key in SKILL_KEYS else None, unknown_skill_key)
+    for key, value in entry.value:
+        if key.value == "datasets":
+            _check_datasets(path, value)
 
 
 def _check_keys(

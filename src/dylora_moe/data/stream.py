@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dylora_moe.config import DATASET_KEYS, SKILL_KEYS, DatasetSpec, RunConfig, SkillSpec
+from dylora_moe.config import SKILL_KEYS, DatasetSpec, RunConfig, SkillSpec, unknown_skill_key
 from dylora_moe.config.continual import Action
-from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.data.registry import REGISTRY, DataSource, registry_of
 from dylora_moe.data.source_reader import SourceReader
 from dylora_moe.data.sources import check_path, parse_dataset_spec
@@ -122,10 +121,7 @@ def _as_spec(entry: object) -> SkillSpec:
         return SkillSpec(datasets=(entry,))
     for key in entry:
         if key not in SKILL_KEYS:
-            hint, known = did_you_mean(nearest(str(key), SKILL_KEYS)), ", ".join(SKILL_KEYS)
-            if key in DATASET_KEYS:
-                hint = f"It says something of a data set: write datasets: [{{{key}: ...}}]."
-            raise DataError(f"a key of a skills entry must be one of {known}, got {key!r}. {hint}".strip())
+            raise DataError(unknown_skill_key(str(key)))
     spec = SkillSpec(**entry)
     _check(spec, entry)
     return SkillSpec(**{**entry, "datasets": tuple(spec.datasets)})
