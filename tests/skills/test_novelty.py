@@ -64,6 +64,17 @@ def test_too_few_rows_are_refused_by_name(detector: Detector) -> None:
         detector.judge(draw("a", 20, seed=0), {"x": draw("a", 3, seed=0)})
 
 
+def test_a_small_difference_does_not_matter_however_sure_it_is() -> None:
+    """Means apart by so much of a deviation that 64 % of pairs tell: with 600 rows each, chance alone gives 54 %."""
+    draw = np.random.default_rng(0)
+    known, sample = draw.normal(size=(600, 4)) + 1, draw.normal(size=(600, 4)) + 1
+    for apart, is_new in ((0.5, False), (2.0, True)):
+        moved = sample + apart * np.eye(4)[0]
+        found = TwoSample().judge(moved, {"x": known})
+        assert found.is_new is is_new and found.threshold == 0.7
+        assert found.distances["x"] > 0.58
+
+
 def test_the_shared_covariance_is_that_within_the_samples() -> None:
     samples = [draw("a", 4000, seed=1).astype(float), draw("b", 4000, seed=2).astype(float)]
     np.testing.assert_allclose(shared_covariance(samples), np.eye(FEATURES), atol=0.08)

@@ -91,10 +91,10 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=0.05,
             more="fewer new skills that are missed, more experts for skills that are known",
             less="fewer experts for skills that are known, small differences overlooked",
-            note="Of two_sample, whose threshold is calibrated to it.",
+            note="Of two_sample, whose threshold is calibrated to it, and is an AUROC of 0.7 at least.",
         ),
     ] = Field(default=0.01, gt=0, lt=0.5)
-    """Share of the repeats of a known skill that may be taken for new."""
+    """Largest share of the repeats of a known skill that may be taken for new."""
 
     feature_rows: Annotated[
         int,
