@@ -1,5 +1,6 @@
 """Growing, forcing, freezing, renaming; dense collaboration; the losses over an optimizer step."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -334,3 +335,13 @@ def test_position_ids_alone_pack_the_row_whatever_the_cache_setting(make_model: 
     assert torch.equal(model(input_ids=ids, position_ids=positions).logits, expected)
     hidden = model(input_ids=ids, position_ids=positions, hidden_only=True)
     torch.testing.assert_close(model.lm.lm_head(hidden), expected)
+
+
+@pytest.mark.parametrize("name", ["expert_0", "expert_2"])
+def test_no_warning_is_given_where_an_expert_goes(make_model: Any, batch: Any, name: str) -> None:
+    """Not even where it was the one that PEFT calls active."""
+    model = make_model(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.remove_expert(name)
+    assert name not in model.expert_names and model(**batch).loss.isfinite()

@@ -310,6 +310,7 @@ class DyLoraModel(nn.Module):
                 f"{len(self._experts) - 1}. Lower top_k first."
             )
         keep = [index for index, other in enumerate(self._experts) if other != name]
+        self._make_active(self.expert_names[keep[0]])  # PEFT warns of an active one that is deleted
         self.peft_model.delete_adapter(name)
         del self._experts[name]
         for router in self._routers().values():
@@ -328,8 +329,7 @@ class DyLoraModel(nn.Module):
                 if old in table:
                     table[new] = table.pop(old)
         self.peft_model.peft_config[new] = self.peft_model.peft_config.pop(old)
-        self.peft_model.active_adapter = new
-        cast(LoraModel, self.peft_model.base_model).set_adapter(new)
+        self._make_active(new)
         renamed = {new if name == old else name: expert for name, expert in self._experts.items()}
         self._experts = {name: replace(expert, name=name) for name, expert in renamed.items()}
         self._connect()
@@ -406,6 +406,10 @@ class DyLoraModel(nn.Module):
             prompt = prompt_of_labels(labels, document)
         with self.tap.reading(prompt, real):
             yield
+
+    def _make_active(self, name: str) -> None:
+        self.peft_model.active_adapter = name
+        cast(LoraModel, self.peft_model.base_model).set_adapter(name)
 
     def _maturity(self) -> float:
         """Of the least mature expert."""
