@@ -29,6 +29,9 @@ _SHAPE = {
     "tap_layer",
     "top_k",
     "execution",
+    "unsure_answer",
+    "stream_router",
+    "maturity_ratio",
 }
 
 
@@ -46,7 +49,12 @@ def lean_process() -> Iterator[None]:
     plans: dict[Any, Any] = {}
 
     def plan_memory(session: Any, trainer: Any) -> Any:
-        key = (needs.make_workload(session, trainer), session.config.model_dump_json(include=_SHAPE))
+        key = (
+            needs.make_workload(session, trainer),
+            session.config.model_dump_json(include=_SHAPE),
+            session.model.expert_names,
+            session.model.routing_config,
+        )
         if key not in plans:
             plans[key] = needs.plan_memory(session, trainer)
         return plans[key]

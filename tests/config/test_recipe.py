@@ -86,6 +86,11 @@ def test_keys_of_skills_are_checked_with_their_line(recipe: Any, entry: str, lin
     assert f"{path}:{line}:" in text and told in text
 
 
+def test_keys_that_stand_elsewhere_may_be_merged(recipe: Any) -> None:
+    text = "mode: continual\nskills:\n  - &one {skill: a, datasets: [flask], lora_r: 8}\n  - {<<: *one, skill: b}\n"
+    assert load_recipe(recipe(text))["skills"][1] == {"skill": "b", "datasets": ["flask"], "lora_r": 8}
+
+
 def test_a_key_twice_is_refused_with_the_second_line(recipe: Any) -> None:
     path = recipe("seed: 1\nlora_r: 8\nseed: 2\n")
     text = message(load_recipe, path)

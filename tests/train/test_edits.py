@@ -1,12 +1,15 @@
 """Experts of a stream changed by hand: what the change does, that it is a stage like others, and what is refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tests.tiny import domain_rows, write_lines
 from tests.train.streams import Stop, beside, outcome, stop_at
@@ -14,7 +17,7 @@ from tests.train.streams import Stop, beside, outcome, stop_at
 from dylora_moe.config import RunConfig
 from dylora_moe.errors import DataError, RunError, TunerError
 from dylora_moe.run_dir import RunDir
-from dylora_moe.train import edits
+from dylora_moe.train import edits, fitting
 from dylora_moe.train.run import train
 from dylora_moe.train.session import Stages
 from dylora_moe.train.stopping import StopSignals
@@ -51,7 +54,7 @@ def test_merged_experts_serve_the_skills_of_both(finished: Path) -> None:
     assert result["experts"] == ["capitals", "sums"]
     assert served_by(result) == {"capitals": "capitals", "functions": "capitals", "sums": "sums"}
     stage, matrix = result["stages"][-1], result["summary"]["loss"]["matrix"]
-    assert (stage["name"], stage["skill"], stage["decision"]["kind"]) == ("merge", None, "merge")
+    assert (stage["name"], stage["skill"], stage["decision"]["kind"]) == ("04-merge", None, "merge")
     assert len(matrix) == 4 and all(len(row) == 3 for row in matrix)
     assert matrix[3][2] == matrix[2][2] and matrix[3][1] != matrix[2][1]  # sums are as they were
     assert result["summary"]["loss"]["backward_transfer"] != 0
@@ -70,7 +73,7 @@ def test_a_stream_goes_on_after_a_change(whole: Any, tmp_path: Path) -> None:
     train(config)
     merge(config.run_dir, "functions", "capitals")
     result = train(beside(whole, "changed"))
-    assert [stage["name"] for stage in result["stages"]] == ["capitals", "functions", "merge", "sums"]
+    assert [stage["name"] for stage in result["stages"]] == ["capitals", "functions", "03-merge", "sums"]
     assert sorted(path.name for path in (config.run_dir / "stages").iterdir()) == [
         "01-capitals",
         "02-functions",
@@ -170,14 +173,79 @@ def test_what_cannot_be_taken_in_changes_nothing(
         take_in(finished, adapter, "sums", str(more))
     with pytest.raises(DataError, match="at least 2 training rows"):
         take_in(finished, adapter, "few", str(few))
-    with pytest.raises(DataError, match="adapter of a skill must be the folder of a PEFT LoRA"):
+    with pytest.raises(TunerError, match="holds no adapter_config"):
         take_in(finished, tmp_path / "nothing", "more", str(more))
     assert outcome(RunDir(finished)) == before
     (adapter / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(TunerError, match="cannot be read"):
         take_in(finished, adapter, "more", str(more))
-    left = outcome(RunDir(finished))
-    assert {name: left[name] for name in before} == before
+    assert outcome(RunDir(finished)) == before
+
+
+def test_a_bad_lora_is_refused_before_any_work(
+    stream: Callable[..., RunConfig], adapter: Path, tiny_rows: dict[str, Path]
+) -> None:
+    """Even where it is the last skill's; and where it is sound, it is needed once."""
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    entry = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "adapter": str(adapter)}
+    config = stream(skills=[str(tiny_rows["capitals"]), entry])
+    (adapter / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(TunerError, match="cannot be read"):
+        train(config)
+    assert not (config.run_dir / "stages").exists()
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+    train(config)
+    shutil.rmtree(adapter)
+    more = config.model_copy(update={"skills": (*config.skills, str(tiny_rows["functions"]))})
+    assert len(train(more)["stages"]) == 3
+    gone = {**entry, "skill": "again"}
+    with pytest.raises(TunerError, match="holds no adapter_config"):
+        train(config.model_copy(update={"skills": (*more.skills, gone)}))
+
+
+def test_the_base_that_a_lora_names_is_told(
+    stream: Callable[..., RunConfig], adapter: Path, tiny_rows: dict[str, Path]
+) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "another/base"}))
+    told: list[str] = []
+    stages = Stages()
+    object.__setattr__(stages, "console", SimpleNamespace(print=lambda text="", **more: told.append(str(text))))
+    entry = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "adapter": str(adapter)}
+    train(stream(skills=[entry]), stages)
+    assert any("says that it is of another/base, and the base is" in line for line in told)
+
+
+def test_few_rows_are_enough_for_a_skill_with_its_expert(finished: Path, adapter: Path, tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", domain_rows("sums")[:12])
+    assert take_in(finished, adapter, "few", str(few))["stages"][-1]["decision"]["kind"] == "import"
+
+
+def test_no_other_experts_are_merged_for_one_that_comes(
+    stream: Callable[..., RunConfig], adapter: Path, tiny_rows: dict[str, Path]
+) -> None:
+    config = stream(skills=stream().skills[:2], max_experts=2, at_max_experts="merge")
+    train(config)
+    assert len(take_in(config.run_dir, adapter, "sums", str(tiny_rows["sums"]))["experts"]) == 3
+
+
+def test_what_a_stage_was_begun_as_is_what_it_ends_as(
+    stream: Callable[..., RunConfig], adapter: Path, tiny_rows: dict[str, Path]
+) -> None:
+    plain, sums = str(tiny_rows["capitals"]), {"skill": "sums", "datasets": [str(tiny_rows["sums"])]}
+    config = stream(skills=[plain, sums])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, fitting, "plan_memory", 2)
+        train(config)
+    for more in ({"adapter": str(adapter)}, {"decision": "extend"}):
+        with pytest.raises(RunError, match="skill sums must be what its stage was begun as, decision None, and is"):
+            train(config.model_copy(update={"skills": (plain, sums | more)}))
+    assert [stage["decision"]["kind"] for stage in train(config)["stages"]] == ["grow", "grow"]
+
+
+def test_one_changes_a_stream_at_a_time(finished: Path) -> None:
+    with RunDir(finished).locked(), pytest.raises(RunError, match="another process"):
+        merge(finished, "sums", "functions")
 
 
 @pytest.mark.parametrize("place", ["measure_stage", "finish_stream"])
@@ -196,8 +264,15 @@ def test_a_change_that_was_stopped_is_made_again(
 
 
 def test_only_a_stream_that_has_come_to_its_end_is_changed(whole: Any, tmp_path: Path, finished: Path) -> None:
+    result = (finished / "result.json").read_bytes()
     (finished / "result.json").unlink()
-    with pytest.raises(RunError, match="must have come to its end to be changed by hand"):
+    with pytest.raises(RunError, match="its result is still to come"):
+        merge(finished, "sums", "functions")
+    (finished / "result.json").write_bytes(result)
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    settings["skills"].append("flask")
+    (finished / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(RunError, match="flask is still to come. Train it first"):
         merge(finished, "sums", "functions")
     with pytest.raises(RunError, match=r"holds no config\.yaml"):
         merge(tmp_path / "nothing", "sums", "functions")

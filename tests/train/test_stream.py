@@ -46,6 +46,14 @@ def test_a_start_that_came_to_nothing_leaves_the_folder_free(stream: Callable[..
     assert len(train(stream(skills=[str(few)], max_steps=2))["stages"]) == 1
 
 
+@pytest.mark.parametrize("name", ["train", "items", "default", "2024", "lm_head"])
+def test_a_skill_may_have_a_name_that_no_expert_can_have(
+    stream: Callable[..., RunConfig], tiny_rows: dict[str, Path], name: str
+) -> None:
+    skills = [str(tiny_rows["capitals"]), {"skill": name, "datasets": [str(tiny_rows["sums"])]}]
+    assert train(stream(skills=skills, max_steps=1))["experts"] == ["capitals", f"skill_{name}"]
+
+
 def test_a_finished_stream_is_left_alone(whole: Any) -> None:
     before = outcome(whole[1])
     result = train(whole[0])

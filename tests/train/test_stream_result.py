@@ -1,5 +1,6 @@
 """A stream is taken back to before any skill, and learns it again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def test_a_stream_is_taken_back_and_learns_again(whole: Any) -> None:
         rollback(config.run_dir, "sums")
     train(config)
     assert outcome(run) == outcome(whole[1])
+
+
+def test_what_cannot_be_gone_back_to_is_left_alone(whole: Any, tmp_path: Path) -> None:
+    """A library of an earlier version."""
+    shutil.copytree(whole[1].path, run := tmp_path / "old")
+    record = run / "stages" / "01-capitals" / "skills.json"
+    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    before = outcome(RunDir(run))
+    with pytest.raises(RunError, match=r"format 2 to be read by this version, got 1\. Begin the stream anew"):
+        rollback(run, "functions")
+    assert outcome(RunDir(run)) == before
+    assert rollback(run, "03-sums")["skills"] == ["capitals", "functions"]
 
 
 def test_what_is_no_run_is_not_taken_back(tmp_path: Path) -> None:

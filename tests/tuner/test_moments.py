@@ -142,6 +142,38 @@ def test_experts_of_different_ranks_keep_theirs(make_model: Any, batch: Any) -> 
     steps(model, optimizer, batch, 1, None)
 
 
+def test_each_of_two_optimizers_keeps_to_its_kind(make_model: Any, batch: Any) -> None:
+    model = make_model(2)
+    kinds = [[v for v in trained(model) if is_router(model, v) is router] for router in (False, True)]
+    optimizers = [OPTIMIZERS["adamw"](values) for values in kinds]
+    with moments_kept(model, optimizers[0]), moments_kept(model, optimizers[1]):
+        model.add_expert("new", maturity=1.0)
+    held = [[id(v) for group in optimizer.param_groups for v in group["params"]] for optimizer in optimizers]
+    assert sorted(held[0] + held[1]) == sorted(map(id, trained(model)))
+    assert held[1] == [id(model.routers["shared"].weight)]
+
+
+def test_it_follows_even_where_the_block_fails(make_model: Any, batch: Any) -> None:
+    model, optimizer = start(make_model, 2, OPTIMIZERS["adamw"])
+    with pytest.raises(KeyError), moments_kept(model, optimizer):
+        model.add_expert("new", maturity=1.0)
+        raise KeyError
+    check_groups(model, optimizer)
+
+
+def test_counts_of_steps_that_come_together_are_the_larger(make_model: Any, batch: Any) -> None:
+    """One expert trained alone for longer, then with the other in one parameter."""
+    model, optimizer = start(make_model, 2, OPTIMIZERS["adamw"])
+    with moments_kept(model, optimizer):
+        model.freeze_expert("expert_1")
+    steps(model, optimizer, batch, 3, "expert_0")
+    with moments_kept(model, optimizer):
+        model.freeze_expert("expert_1", frozen=False)
+    states = [optimizer.state[value] for value in optimizer.param_groups[0]["params"]]
+    assert {float(state["step"]) for state in states} == {3.0}
+    assert all(state["exp_avg"][0].any() and not state["exp_avg"][1].any() for state in states)
+
+
 def test_an_optimizer_of_something_else_is_refused(make_model: Any) -> None:
     model = make_model(2)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])

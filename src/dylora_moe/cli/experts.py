@@ -47,9 +47,7 @@ def list_experts(run: Path, as_json: bool) -> None:
 
 @command.command("rollback")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--before", required=True, help="Name of the skill to go back before, or of the stage of a change: 05-merge."
-)
+@click.option("--before", required=True, help="Name of the skill to go back before, or of a stage: 05-merge.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was undone as JSON on standard output.")
 def rollback_stream(run: Path, before: str, as_json: bool) -> None:
     """Take the stream RUN back to before it learned a skill.
@@ -69,7 +67,7 @@ def rollback_stream(run: Path, before: str, as_json: bool) -> None:
 
 @command.command("merge")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--into", required=True, help="Name of the expert that holds the sum, in its own rank.")
+@click.option("--into", required=True, help="Name of the expert that holds the mean, in its own rank.")
 @click.option("--expert", "gone", required=True, multiple=True, help="Name of an expert that goes into it; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result of the stream as JSON on standard output.")
 def merge(run: Path, into: str, gone: tuple[str, ...], as_json: bool) -> None:
@@ -89,7 +87,7 @@ def merge(run: Path, into: str, gone: tuple[str, ...], as_json: bool) -> None:
 @click.option("--skills-to", help="Name of the expert that serves its skills from then on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result of the stream as JSON on standard output.")
 def remove(run: Path, expert: str, skills_to: str | None, as_json: bool) -> None:
-    """Remove an expert that no skill needs.
+    """Remove an expert, whose skills go to another one.
 
     A change of the stream RUN, measured like any stage. `dylora experts rollback` undoes it.
     """

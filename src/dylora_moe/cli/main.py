@@ -15,7 +15,7 @@ _VERBS = {
     "train": ("train", "Train a mixture of experts, or a single LoRA."),
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
     "chat": ("chat", "Ask a trained run something."),
-    "experts": ("experts", "List and export the experts of a run."),
+    "experts": ("experts", "List, export, merge, remove and import experts; take a stream back."),
     "config": ("config", "Show, explain and check settings; presets of machines."),
     "data": ("data", "List data sets, and look at what a recipe would train on."),
 }

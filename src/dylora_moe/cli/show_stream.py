@@ -12,7 +12,8 @@ _STYLES = {"grow": "green", "extend": "yellow", "reuse": "cyan", "import": "gree
 
 def show_stream(console: Console, result: Mapping[str, Any]) -> None:
     """Decisions, the matrix of losses, and what follows from them."""
-    stages, summary = result["stages"], result["summary"]
+    summary = result["summary"]
+    stages = [{"name": stage["skill"], **stage} for stage in result["stages"]]  # older results name skills only
     _show_decisions(console, stages)
     names = [stage["name"] for stage in stages]
     for measure, title, form in (

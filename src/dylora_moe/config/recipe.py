@@ -82,6 +82,8 @@ def _check_keys(
     seen: dict[str, str] = {}
     for key_node, _ in node.value:
         line, key = key_node.start_mark.line + 1, str(key_node.value)
+        if key == "<<":  # YAML's own, for keys that stand elsewhere
+            continue
         name = meant(key)
         if name is None:
             raise ConfigError(f"{path}:{line}: {say(key)}")

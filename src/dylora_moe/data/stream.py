@@ -147,7 +147,7 @@ def _check(spec: SkillSpec, entry: Mapping[str, Any]) -> None:
 
 
 def _check_adapter(spec: SkillSpec) -> None:
-    if not isinstance(spec.adapter, str) or not Path(spec.adapter).expanduser().is_dir():
+    if not isinstance(spec.adapter, str) or not spec.adapter.strip():
         raise DataError(f"adapter of a skill must be the folder of a PEFT LoRA, got {spec.adapter!r}. Mend the path.")
     given = [key for key in ("decision", "lora_r", "lora_alpha") if getattr(spec, key) is not None]
     if given or spec.find_changes:

@@ -142,7 +142,7 @@ def decide(
         nearest=nearest,
         reason=reason,
         numbers=numbers,
-        needs_room=is_new and limits.are_reached(count) and limits.can_merge(count),
+        needs_room=kind == "grow" and limits.are_reached(count) and limits.can_merge(count),
     )
 
 

@@ -179,7 +179,10 @@ def load_library(folder: Path) -> SkillLibrary:
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
-            raise RunError(f"{folder / RECORD} must have format {_FORMAT}, got {content['format']}.")
+            raise RunError(
+                f"{folder / RECORD} must have format {_FORMAT} to be read by this version, got {content['format']}. "
+                "Begin the stream anew under another --run_name."
+            )
         tensors = load_file(folder / TENSORS)
         source = TypeAdapter(Source).validate_python(content["source"])
         skills = {}

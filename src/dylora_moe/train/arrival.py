@@ -1,7 +1,7 @@
 """A skill that comes, measured: how its prompts compare with known ones, and how well the nearest expert does it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -28,6 +28,7 @@ class Arrival:
         base_loss: The base's loss on its validation rows, nats a token.
         before: That of the model as it was, with its routing.
         merge: Two experts to merge into the first of them, to make room; None where there is room.
+        wanted: What the recipe said to do.
     """
 
     data: str
@@ -35,6 +36,7 @@ class Arrival:
     base_loss: float
     before: float
     merge: tuple[str, str] | None = None
+    wanted: Kind | None = None
 
 
 def detector_of(config: RunConfig) -> Detector:
@@ -96,8 +98,12 @@ def examine(
         wanted=wanted,
         same_data=next((known for known, skill in library.skills.items() if skill.record.data == digest), None),
     )
-    merge = _most_alike(model) if decision.needs_room else None
-    return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before, merge=merge)
+    merge = None
+    if decision.needs_room:
+        merge = into, gone = _most_alike(model)
+        reason = f"{decision.reason} To make room, {into} and {gone}, the most alike, become {into}."
+        decision = replace(decision, reason=reason)
+    return Arrival(data=digest, decision=decision, base_loss=base_loss, before=before, merge=merge, wanted=wanted)
 
 
 def _most_alike(model: DyLoraModel) -> tuple[str, str]:
@@ -124,7 +130,7 @@ def check_rows(skill: Skill, data: DataBundle) -> None:
         )
     if len(data.train) < 2:
         raise DataError(f"skill {skill.name} must have at least 2 training rows, got {len(data.train)}. Add rows.")
-    if len(data.train) < MIN_ROWS and skill.decision is None:
+    if len(data.train) < MIN_ROWS and skill.decision is None and skill.adapter is None:
         raise DataError(
             f"skill {skill.name} must have at least {MIN_ROWS} training rows for a decision on what is new, got "
             f"{len(data.train)}. Add rows, or say what to do with it: {{skill: {skill.name}, datasets: [...], "

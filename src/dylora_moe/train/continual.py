@@ -16,6 +16,7 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import Skill, parse_skills
 from dylora_moe.errors import RunError, TunerError
 from dylora_moe.run_dir import CONFIG, DECISION, FINAL, RESULT, START, RunDir
+from dylora_moe.skills.growth import Kind
 from dylora_moe.skills.library import Sample, SkillLibrary, SkillRecord
 from dylora_moe.skills.library import Skill as KnownSkill
 from dylora_moe.skills.prototypes import fit_prototypes
@@ -41,7 +42,7 @@ from dylora_moe.train.stream import (
 )
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.train.trackers import check_trackers
-from dylora_moe.tuner.exchange import import_expert
+from dylora_moe.tuner.exchange import check_adapter, import_expert
 from dylora_moe.tuner.head import read_head
 from dylora_moe.tuner.merge import copy_expert_weights, merge_experts
 
@@ -65,7 +66,7 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
         check_machine(config)
         check_trackers(config.report_to)
         stream = open_stream(config, run, learned, waiting, stages)
-        read_data(stream, stages)
+        read_data(stream, (*stream.learned, *stream.waiting), stages)
         if not (run / START).is_file():
             run.write(START, {"base_general": measure_base(stream, stages, stop)})
         for skill in list(stream.waiting):
@@ -74,9 +75,11 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
         return finish_stream(run)
 
 
-def read_data(stream: Stream, stages: Stages) -> None:
-    """Rows of all skills; before any work on the first, so that a mistake in the last costs nothing."""
-    for skill in (*stream.learned, *stream.waiting):
+def read_data(stream: Stream, skills: Sequence[Skill], stages: Stages) -> None:
+    """Rows of skills, and what they come with; before any work on the first, so that a mistake in the last is cheap."""
+    for skill in skills:
+        if skill.adapter is not None and skill not in stream.learned:
+            _check_adapter(stream, Path(skill.adapter), stages)
         data = build_run_data(stream.stage_config(skill), stream.base.tokenizer, tell=stages.tell)
         if skill in stream.learned:
             stream.check_data(skill.name, data)
@@ -84,6 +87,12 @@ def read_data(stream: Stream, stages: Stages) -> None:
             check_rows(skill, data)
             stages.data(data)
         stream.data[skill.name] = data
+
+
+def _check_adapter(stream: Stream, adapter: Path, stages: Stages) -> None:
+    named, base = check_adapter(stream.model, adapter), stream.config.base_model
+    if named and named != base:
+        stages.tell(f"Note: {adapter} says that it is of {named}, and the base is {base}. Its shapes fit.")
 
 
 def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by_hand: bool = False) -> None:
@@ -143,6 +152,11 @@ def _decide(
     """Decide once: what was decided before a stop is what is done after it."""
     if (stage / DECISION).is_file():
         arrival = TypeAdapter(Arrival).validate_python(stage.read(DECISION))
+        if arrival.wanted != _wanted(skill):
+            raise RunError(
+                f"skill {skill.name} must be what its stage was begun as, decision {arrival.wanted}, and is "
+                f"{_wanted(skill)} now. Change it back, or delete {stage.path}, which has not come to its end."
+            )
         if arrival.data != data_hash(stream.data[skill.name]):
             raise RunError(
                 f"the data of skill {skill.name} must be those that its stage was begun with, and they are others. "
@@ -157,17 +171,23 @@ def _decide(
         stream.data[skill.name],
         sample,
         stream.config,
-        wanted="import" if skill.adapter else skill.decision,
+        wanted=_wanted(skill),
     )
     stage.write(DECISION, asdict(arrival))
     return arrival
+
+
+def _wanted(skill: Skill) -> Kind | None:
+    return "import" if skill.adapter else skill.decision
 
 
 def _make_room(stream: Stream, into: str, gone: str, stages: Stages) -> None:
     """Merge two experts; in the model of a trained stage they are one already."""
     if gone in stream.model.expert_names:
         merged = merge_experts(stream.model, [into, gone], into)
-        stages.tell(f"Experts {into} and {gone} become one, {into}, which has room for {merged.kept:.0%} of their sum.")
+        stages.tell(
+            f"Experts {into} and {gone} become one, {into}, which has room for {merged.kept:.0%} of their mean."
+        )
     stream.library = stream.library.with_expert(gone, into)
 
 

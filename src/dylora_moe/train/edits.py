@@ -1,17 +1,17 @@
 """Experts of a stream changed by hand: merged, removed, taken in. Each change is a stage, which `rollback` undoes."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dylora_moe.config import to_yaml
 from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import check_names, parse_skills
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import CONFIG, FINAL, RunDir
+from dylora_moe.run_dir import FINAL, STAGE, STAGES, RunDir
 from dylora_moe.skills.growth import Decision
 from dylora_moe.train.continual import learn, read_data, route
 from dylora_moe.train.segments import cut_streams
@@ -28,7 +28,7 @@ def merge(path: Path, into: str, gone: Sequence[str], stages: Stages, stop: Stop
 
     Args:
         path: Of the stream.
-        into: The expert that holds their sum, in its own rank.
+        into: The expert that holds their mean, in its own rank.
         gone: The others.
         stages: Shows what is done.
         stop: May end it early; nothing is changed then.
@@ -42,14 +42,14 @@ def merge(path: Path, into: str, gone: Sequence[str], stages: Stages, stop: Stop
         for name in gone:
             stream.library = stream.library.with_expert(name, into)
         names = ", ".join([into, *gone])
-        reason = f"By hand: {names} became {into}, which has room for {merged.kept:.0%} of their sum."
+        reason = f"By hand: {names} became {into}, which has room for {merged.kept:.0%} of their mean."
         return _commit(
             stream, Decision(kind="merge", expert=into, nearest=None, reason=reason, numbers={}), stages, stop
         )
 
 
 def remove(path: Path, expert: str, skills_to: str | None, stages: Stages, stop: StopSignals) -> dict[str, Any]:
-    """Remove an expert, and return the result of the stream.
+    """Remove an expert, whose skills go to another one, and return the result of the stream.
 
     Args:
         path: Of the stream.
@@ -59,22 +59,20 @@ def remove(path: Path, expert: str, skills_to: str | None, stages: Stages, stop:
         stop: May end it early; nothing is changed then.
 
     Raises:
-        RunError: Skills need it and are given to no other; or as in `merge`.
+        RunError: Its skills, which need it, are given to no other; or as in `merge`.
         TunerError: There is no such expert, or no other.
     """
     with _opened(path, stages) as stream:
         check_known(stream.model, expert, *([skills_to] if skills_to else []))
-        needy = [skill for skill, server in stream.library.experts.items() if server == expert]
-        if needy and skills_to in (None, expert):
+        served = ", ".join(skill for skill, server in stream.library.experts.items() if server == expert)
+        if skills_to is None or skills_to == expert:
             raise RunError(
-                f"an expert must serve no skill to be removed, and {expert} serves {', '.join(needy)}. Give them to "
-                "another expert (--skills-to), merge it into one, or take the stream back to before them."
+                f"an expert must serve no skill to be removed, and {expert} serves {served}. Give them to another "
+                "expert (--skills-to), merge it into one, or take the stream back to before them."
             )
         stream.model.remove_expert(expert)
-        reason = f"By hand: {expert} was removed."
-        if skills_to and needy:
-            stream.library = stream.library.with_expert(expert, skills_to)
-            reason = f"{reason} Expert {skills_to} serves {', '.join(needy)} now."
+        stream.library = stream.library.with_expert(expert, skills_to)
+        reason = f"By hand: {expert} was removed. Expert {skills_to} serves {served} now."
         decision = Decision(kind="remove", expert=expert, nearest=None, reason=reason, numbers={})
         return _commit(stream, decision, stages, stop)
 
@@ -103,7 +101,7 @@ def take_in(
         (new,) = parse_skills(config.skills, registry_of(config.data_registry))
         check_names([*stream.learned, new])
         stream.waiting.append(new)
-        read_data(stream, stages)
+        read_data(stream, [new], stages)
         learn(stream, new, stages, stop, by_hand=True)
         return finish_stream(stream.run)
 
@@ -125,14 +123,16 @@ def _opened(path: Path, stages: Stages) -> Iterator[Stream]:
                 "come. Train it first."
             )
         stream = open_stream(config, run, learned, waiting, stages)
-        read_data(stream, stages)
+        for folder in run.path.glob(f"{STAGES}/*"):
+            if not (folder / STAGE).is_file():  # of a change that was stopped
+                shutil.rmtree(folder)
+        read_data(stream, stream.learned, stages)
         yield stream
 
 
 def _commit(stream: Stream, decision: Decision, stages: Stages, stop: StopSignals) -> dict[str, Any]:
     stage = stream.next_stage(decision.kind)
     route(stream, stream.library)
-    stage.write(CONFIG, to_yaml(stream.config))
     stream.save(stage / FINAL)
     figures = measure_stage(stream, stages, stop)
     assert decision.expert is not None

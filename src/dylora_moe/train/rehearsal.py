@@ -17,7 +17,7 @@ from dylora_moe.data.batching import PlannedBatchSampler
 from dylora_moe.data.paths import with_full_paths
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import parse_skills
-from dylora_moe.errors import RunError
+from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.run_dir import CHECKPOINTS, FINAL, RunDir
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.checkpoint import find_newest
@@ -91,9 +91,16 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
 
 
 def _first_skill(config: RunConfig, stages: Stages) -> RunConfig:
-    """What a stream does for one skill."""
-    first = parse_skills(config.skills, registry_of(config.data_registry))[0]
-    stages.tell(f"A stream is tried out by its first skill, {first.name}: time and disk are those of one skill.")
+    """What a stream does for one skill that is trained.
+
+    Raises:
+        ConfigError: None is.
+    """
+    skills = parse_skills(config.skills, registry_of(config.data_registry))
+    first = next((skill for skill in skills if skill.adapter is None), None)
+    if first is None:
+        raise ConfigError("a dry run needs a skill to train, and all of them come with an adapter. Train without it.")
+    stages.tell(f"A stream is tried out by one skill, {first.name}: time and disk are those of one skill.")
     return stage_config(config, first, RunDir(config.run_dir))
 
 

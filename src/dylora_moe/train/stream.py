@@ -7,7 +7,7 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dylora_moe.bases import LoadedBase
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.stream import Skill, check_names
-from dylora_moe.errors import RunError
+from dylora_moe.errors import RunError, TunerError
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.load import read_config
 from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir
@@ -54,11 +54,6 @@ class StageRecord:
     base_loss: float | None
     figures: StageFigures
     by_hand: bool = False
-
-    @property
-    def name(self) -> str:
-        """Of the skill, or of the change."""
-        return self.figures.skill or self.decision.kind
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,9 +94,8 @@ class Stream:
 
     def commit(self, stage: RunDir, record: StageRecord) -> None:
         """Make a stage count, whose model is written."""
-        if self.records:
-            last = stage_folder(self.run, len(self.records) - 1, self.records[-1].name)
-            share_files(stage / FINAL, last / FINAL)
+        if done := read_stages(self.run):
+            share_files(stage / FINAL, done[-1][0] / FINAL)
         save_library(self.library, stage.path)
         stage.write(STAGE, asdict(record))
         self.records.append(record)
@@ -206,7 +200,8 @@ def divide_skills(run: RunDir, skills: Sequence[Skill]) -> tuple[list[Skill], li
         if name is None:
             continue
         if record.by_hand:
-            learned.append(Skill(name=name, datasets=tuple(_datasets(folder, name))))
+            datasets = tuple(dataset for dataset in read_config(RunDir(folder)).datasets if isinstance(dataset, dict))
+            learned.append(Skill(name=name, datasets=datasets))
             continue
         place, wanted = len(skills) - len(waiting), waiting[0].name if waiting else None
         if wanted != name:
@@ -217,13 +212,6 @@ def divide_skills(run: RunDir, skills: Sequence[Skill]) -> tuple[list[Skill], li
         learned.append(waiting.pop(0))
     check_names([*learned, *waiting])
     return learned, waiting
-
-
-def _datasets(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """What a stage of that skill was made from, as its settings have it."""
-    for dataset in read_config(RunDir(folder)).datasets:
-        if isinstance(dataset, dict) and dataset["domain"] == name:
-            yield dataset
 
 
 def open_stream(config: RunConfig, run: RunDir, learned: list[Skill], waiting: list[Skill], stages: Stages) -> Stream:
@@ -268,8 +256,9 @@ def expert_name(base: LoadedBase, skill: str, taken: Collection[str]) -> str:
         TunerError: No name like it can be.
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", skill)
-    parts = {part for module, _ in base.model.named_modules() for part in module.split(".")}
-    if not re.match(r"[A-Za-z_]", name) or name in parts:
+    try:
+        check_name(base.model, name, ())
+    except TunerError:
         name = f"skill_{name}"
     while name in taken:
         name += "_"

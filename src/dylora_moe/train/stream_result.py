@@ -19,11 +19,13 @@ from dylora_moe.tuner.exchange import read_description
 
 def finish_stream(run: RunDir) -> dict[str, Any]:
     """Make the last stage's model that of the run, and write its result and its report."""
-    folder, records = read_stages(run)[-1][0], [record for _, record in read_stages(run)]
+    stages = read_stages(run)
+    folder, library = stages[-1][0], load_library(stages[-1][0])
+    (run / RESULT).unlink(missing_ok=True)  # so that a stop from here on is seen, and made good
     copy_model(folder / FINAL, run / FINAL)
     for name in (RECORD, TENSORS):
         shutil.copyfile(folder / name, run / name)
-    result = _make_result(run, records, load_library(folder).experts)
+    result = _make_result(run, stages, library.experts)
     run.write(REPORT, render_stream(result))
     run.write(RESULT, result)
     return result
@@ -34,7 +36,7 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
 
     Args:
         path: Of the stream.
-        before: Name of the skill, or of the stage of a change by hand, such as `05-merge`.
+        before: Name of the skill, or of a stage, such as `05-merge`.
 
     Returns:
         The folder that the undone stages are in, their names, and the skills that are left.
@@ -46,14 +48,18 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
     read_config(run)
     with run.locked():
         stages = read_stages(run)
-        names = [folder.name if record.figures.skill is None else record.name for folder, record in stages]
-        if before not in names:
+        names = [name_of(folder, record) for folder, record in stages]
+        places = {folder.name: place for place, (folder, _) in enumerate(stages)}
+        places |= {name: place for place, name in enumerate(names)}
+        if before not in places:
             known = ", ".join(names) or "none: it is no stream, or has learned nothing yet"
             raise RunError(
                 f"what to go back before must be a skill that {path} has learned, or the stage of a change ({known}), "
                 f"got {before!r}."
             )
-        place = names.index(before)
+        place = places[before]
+        if place:
+            load_library(stages[place - 1][0])  # what cannot be gone back to is left alone
         kept = _next_folder(run / UNDONE)
         (run / RESULT).unlink(missing_ok=True)
         # From the last one, so that what is left is a stream at any moment.
@@ -71,8 +77,13 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
     return {"undone": [folder.name for folder in reversed(undone)], "folder": str(kept), "skills": skills}
 
 
-def _make_result(run: RunDir, records: Sequence[StageRecord], experts: dict[str, str]) -> dict[str, Any]:
-    description = read_description(run / FINAL)
+def name_of(folder: Path, record: StageRecord) -> str:
+    """Of a stage: the skill that it learned, or its folder where it is a change by hand."""
+    return record.figures.skill or folder.name
+
+
+def _make_result(run: RunDir, stages: Sequence[tuple[Path, StageRecord]], experts: dict[str, str]) -> dict[str, Any]:
+    description, records = read_description(run / FINAL), [record for _, record in stages]
     summary = summarise(
         [record.figures for record in records],
         base_losses={
@@ -83,21 +94,21 @@ def _make_result(run: RunDir, records: Sequence[StageRecord], experts: dict[str,
         base_general=run.read(START)["base_general"],
         experts=experts,
     )
-    stages = [
+    told = [
         {
-            "name": record.name,
+            "name": name_of(folder, record),
             "skill": record.figures.skill,
             "decision": asdict(record.decision) | {"expert": record.expert},
             "base_loss": record.base_loss,
             "figures": asdict(record.figures),
         }
-        for record in records
+        for folder, record in stages
     ]
     return {
         "run": str(run.path),
         "base_model": description["base"],
         "experts": [expert["name"] for expert in description["experts"]],
-        "stages": stages,
+        "stages": told,
         "summary": asdict(summary),
     }
 

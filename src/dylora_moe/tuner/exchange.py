@@ -174,12 +174,25 @@ def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
         TunerError: it is no plain LoRA (another method, DoRA, biases, modules saved whole), adapts what lies below
             the tap, or does not fit the base. The model is then as it was.
     """
-    folder = Path(folder)
-    config = _read_config(folder)
-    weights = _load_weights(folder)
-    _check_shapes(model, config, weights, folder)
+    config, weights = _read_adapter(model, Path(folder))
     model.add_expert(name, peft_config=config, maturity=1.0)
     _set_weights(model, name, weights, folder)
+
+
+def check_adapter(model: DyLoraModel, folder: Path) -> str | None:
+    """See that `import_expert` can take an adapter in; gives the base that it names, if it does.
+
+    Raises:
+        TunerError: It cannot.
+    """
+    config, _ = _read_adapter(model, Path(folder))
+    return config.base_model_name_or_path
+
+
+def _read_adapter(model: DyLoraModel, folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    config, weights = _read_config(folder), _load_weights(folder)
+    _check_shapes(model, config, weights, folder)
+    return config, weights
 
 
 def _check_shapes(model: DyLoraModel, config: LoraConfig, weights: dict[str, torch.Tensor], folder: Path) -> None:

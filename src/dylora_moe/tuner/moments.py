@@ -57,7 +57,21 @@ def moments_kept(model: DyLoraModel, optimizer: torch.optim.Optimizer) -> Iterat
         states[key] = _read(part, optimizer.state.get(part.parameter, {}))
     if not groups:
         raise TunerError("the optimizer must be over parameters of this model, and it knows none of them.")
-    yield
+    try:
+        yield
+    finally:
+        _hand_over(model, optimizer, known, groups, {_is_router(key) for key in before}, states)
+
+
+def _hand_over(
+    model: DyLoraModel,
+    optimizer: torch.optim.Optimizer,
+    known: set[int],
+    groups: dict[bool, int],
+    kinds: set[bool],
+    states: dict[_Key, dict[str, Any]],
+) -> None:
+    """Give the optimizer what trains now; kinds that were there, and were another optimizer's, stay with that one."""
     after: dict[int, tuple[nn.Parameter, list[tuple[_Key, _Part]]]] = {}
     for key, part in _parts(model).items():
         after.setdefault(id(part.parameter), (part.parameter, []))[1].append((key, part))
@@ -67,7 +81,10 @@ def moments_kept(model: DyLoraModel, optimizer: torch.optim.Optimizer) -> Iterat
                 optimizer.state.pop(value, None)
         group["params"] = [value for value in group["params"] if id(value) not in known]
     for parameter, parts in after.values():
-        number = groups.get(_is_router(parts[0][0]), next(iter(groups.values())))
+        kind = _is_router(parts[0][0])
+        if kind in kinds and kind not in groups:
+            continue
+        number = groups.get(kind, next(iter(groups.values())))
         optimizer.param_groups[number]["params"].append(parameter)
         if state := _joined(parameter, parts, states):
             optimizer.state[parameter] = state
