@@ -272,7 +272,7 @@ def test_only_a_stream_that_has_come_to_its_end_is_changed(whole: Any, tmp_path:
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     settings["skills"].append("flask")
     (finished / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(RunError, match="flask is still to come. Train it first"):
+    with pytest.raises(RunError, match=r"flask is still to come\. Train it first"):
         merge(finished, "sums", "functions")
     with pytest.raises(RunError, match=r"holds no config\.yaml"):
         merge(tmp_path / "nothing", "sums", "functions")
