@@ -365,3 +365,26 @@ def test_another_rank_keeps_the_base_answers(make_model: Any, long: dict[str, Te
     found = model(**long).logits
     with model.disabled():
         assert torch.equal(found[2], model(**long).logits[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2, 12, 40])
+def test_the_second_expert_changes_no_bit_of_the_first(
+    make_base: Any, make_model: Any, long: dict[str, Tensor], dtype: torch.dtype, tokens: int
+) -> None:
+    """In 16 bits as in 32, for rows of any length; alone, forced, and found by the router."""
+    model = make_model(1, base=make_base("llama").to(dtype), **ROUTING)
+    batch = {"input_ids": long["input_ids"][:, :tokens], "attention_mask": long["attention_mask"][:, :tokens]}
+    prompt = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    with torch.no_grad():
+        alone = model(prompt_mask=prompt, **batch).logits
+        with model.disabled():
+            base = model(prompt_mask=prompt, **batch).logits
+        model.add_expert("second", maturity=1.0)
+        know(model, long, [0, 1, 2], ["expert_0", "expert_0", "second"], radius=1e9)
+        with model.forced("expert_0"):
+            forced = model(prompt_mask=prompt, **batch).logits
+        know(model, long, [0, 1, 2], ["expert_0"] * 3, radius=1e9)
+        found = model(prompt_mask=prompt, **batch).logits
+    assert alone.dtype == dtype and not torch.equal(alone, base)
+    assert torch.equal(alone, forced) and torch.equal(alone, found)

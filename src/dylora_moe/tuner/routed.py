@@ -84,6 +84,8 @@ class RoutedLinear(LoraLinear):
             return self.base_layer(x, *args, **kwargs)
         if routing.forced is not None or len(self.expert_names) == 1:
             name = routing.forced or self.expert_names[0]
+            if self.execution == "rowwise" and name in self.lora_A and x.dim() == 3 and not torch.is_grad_enabled():
+                return self._alone(x, name, *args, **kwargs)
             out = self.base_layer(x, *args, **kwargs)
             return out + self._one(x, name) if name in self.lora_A else out
         decision = routing.decision_for(self.layer_index)
@@ -107,12 +109,29 @@ class RoutedLinear(LoraLinear):
             self._lay_out()
         return self
 
-    def _one(self, x: Tensor, name: str) -> Tensor:
+    def _alone(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """One expert for all rows by the products that it has among others, so that a new one changes no bit.
+
+        In 16 bits `_one` rounds once more.
+        """
+        inputs, (a, b) = self._inputs(x), self._factors_of(name)
+        out = self.base_layer(x, *args, **kwargs)
+        if out._is_view():
+            out = out.clone()
+        weights = torch.ones(x.shape[0], 1, device=x.device)
+        experts = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
+        scales = torch.tensor([self.scaling[name]], device=x.device)
+        return kernels.rowwise(out, inputs, weights, experts, a[None], b[None], scales)
+
+    def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
         if self._is_packed:
             index = self.expert_names.index(name)
-            a, b = (factor[index] for factor in self._factors())
-        else:
-            a, b = (cast(nn.Linear, factors[name]).weight for factors in (self.lora_A, self.lora_B))
+            lora_a, lora_b = self._factors()
+            return lora_a[index], lora_b[index]
+        return cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+
+    def _one(self, x: Tensor, name: str) -> Tensor:
+        a, b = self._factors_of(name)
         dropped = self.lora_dropout[name](x)
         # Scaled at the rank, as the other executions do: the same bits alone and among others.
         return F.linear(F.linear(dropped, a.to(x.dtype)) * self.scaling[name], b.to(x.dtype))
