@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dylora_moe.bases.load import keep_as_loaded
 from dylora_moe.tuner import DyLoraModel, ExpertConfig
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -20,7 +21,9 @@ def quantised(make_base: Any, tmp_path: Path) -> Any:
 
     make_base().save_pretrained(tmp_path)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=nf4, device_map="cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=nf4, device_map="cpu")
+    keep_as_loaded(model)
+    return model
 
 
 def dequantised(base: Any, plain: Any) -> Any:

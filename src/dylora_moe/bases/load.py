@@ -63,6 +63,7 @@ def load_base(
     resolved = resolve_base(name, revision=revision, expected=expected_revision, cache_dir=cache_dir, progress=progress)
     tokenizer = _read_tokenizer(resolved)
     model = _read_model(resolved, dtype, quantisation, attn_implementation)
+    keep_as_loaded(model)
     _check_vocabulary(model, tokenizer, name)
     model.requires_grad_(False)
     model.eval()
@@ -148,6 +149,17 @@ def _four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def keep_as_loaded(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from laying 4-bit weights out anew at a pass in eval mode, where a CPU has AVX512-BF16.
+
+    It does so in place, with scales rounded to bfloat16: the frozen base would not be the one that was trained on. And
+    it fails for Linears of fewer than 64 inputs. Source: bitsandbytes 0.50.2, `Linear4bit.forward`.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
