@@ -38,7 +38,8 @@ def make_pools(novelty: ModuleType) -> dict[str, Any]:
         draw = np.random.default_rng(index)
         plain = draw.normal(size=(size, 12)) + 8 * draw.normal(size=12)
         moved = tuple(plain + 8 * draw.normal(size=12) for _ in novelty.WORDINGS)
-        pools[name] = novelty.Pool(plain=plain, reworded=moved)
+        answers = draw.normal(size=(size, 12)) + 8 * draw.normal(size=12)
+        pools[name] = novelty.Pool(plain=plain, reworded=moved, answers=answers)
     return pools
 
 
@@ -54,9 +55,8 @@ def test_a_stream_has_every_skill_and_others_after_their_first(novelty: ModuleTy
     assert len({arrival.skill for arrival in salt}) == 4
     for arrival in salt:
         assert stream.index(arrival) > stream.index(first[arrival.skill])
-        same = set(arrival.places) & set(first[arrival.skill].places)
         assert (arrival.wording is None) == (arrival.kind == "repeat")
-        assert same == (set() if arrival.kind == "repeat" else set(arrival.places))
+        assert not set(arrival.places) & set(first[arrival.skill].places)
     for arrival in stream:
         assert len(set(arrival.places)) == min(25, SIZES[arrival.skill] // 2)
         assert max(arrival.places) < SIZES[arrival.skill]
@@ -86,11 +86,14 @@ def test_mistakes_are_counted_by_kind(novelty: ModuleType) -> None:
         ("b", "paraphrase", "grow", "b"),
     ]
     records = [dict(zip(("skill", "kind", "decision", "nearest"), row, strict=True)) for row in rows]
+    records[1]["answers"] = {"new": False}
+    records[4]["answers"] = {"new": True}
     assert novelty.count(records) == {
         "false growth on repeats": (1, 2),
         "missed new skills": (1, 1),
         "wrong nearest": (1, 3),
-        "paraphrases called new": (1, 1),
+        "false growth on paraphrases": (1, 1),
+        "new skills with known answers": (1, 1),
     }
 
 
@@ -115,12 +118,16 @@ def test_a_quick_run_writes_every_decision(
         assert [record["place"] for record in records] == list(range(len(SIZES) + 4))
         counts = report["summary"][name]
         totals = [total for _, total in counts.values()]
-        assert totals == [3, 4, 4, 1]
+        assert totals == [3, 4, 4, 1, 4]
     repeats = [record for record in report["decisions"]["two_sample"] if record["kind"] == "repeat"]
     assert all(record["nearest"] == record["skill"] for record in repeats)
     assert report["summary"]["two_sample"]["missed new skills"][0] == 0
-    assert report["summary"]["two_sample"]["paraphrases called new"][0] == 1
-    assert report["rate"]["total"] == len(SIZES) and set(report["rate"]["new_by_skill"]) == set(SIZES)
+    assert report["summary"]["two_sample"]["false growth on paraphrases"][0] == 0
+    (told,) = [record for record in report["decisions"]["two_sample"] if record["kind"] == "paraphrase"]
+    assert told["prompts"]["new"] and not told["answers"]["new"] and told["nearest"] == told["skill"]
+    assert set(report["rates"]) == {"prompts", "answers"}
+    for rate in report["rates"].values():
+        assert rate["total"] == len(SIZES) and set(rate["new_by_skill"]) == set(SIZES)
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
 
 
@@ -134,10 +141,11 @@ def test_copies_are_left_out_and_no_more_than_asked_are_drawn(novelty: ModuleTyp
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the folder shared/data beside the repository")
-def test_real_skills_are_there_and_give_distinct_prompts(novelty: ModuleType) -> None:
-    found = novelty.entries(SHARED, 40)
+def test_real_skills_are_there_and_give_distinct_prompts(novelty: ModuleType, tmp_path: Path) -> None:
+    novelty.divide(SHARED / "wikisql" / "train.jsonl", tmp_path / "wikisql.jsonl")
+    found = novelty.entries(SHARED, 40, tmp_path / "wikisql.jsonl")
     assert len(found) >= 10
     assert all(Path(entry["path"]).exists() for entry in found.values() if "path" in entry)
-    for name in ("requests", "mbpp"):
+    for name in ("requests", "mbpp", "wikisql"):
         examples = novelty.read_examples(found[name], 40)
         assert 30 <= len(examples) <= 40 and len(set(examples)) == len(examples)
