@@ -115,5 +115,5 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     save_library(build("a"), tmp_path)
     content = json.loads((tmp_path / RECORD).read_text())
     (tmp_path / RECORD).write_text(json.dumps({**content, "format": 9}))
-    with pytest.raises(RunError, match="format 2, got 9"):
+    with pytest.raises(RunError, match="format 2 to be read by this version, got 9"):
         load_library(tmp_path)
