@@ -74,7 +74,6 @@ class Lab:
     """What every run of one order and seed has in common."""
 
     tasks: tuple[Task, ...]
-    folder: Path
     settings: dict[str, Any]
     seed: int
 
@@ -303,7 +302,7 @@ def main(
             folder = Path(temporary)
             assert data is not None
             drawn = make_tasks(data, ORDERS[order], folder, rows=rows, tests=tests, words=words, seed=seed)
-            lab = Lab(tasks=drawn, folder=folder, seed=seed, settings={
+            lab = Lab(tasks=drawn, seed=seed, settings={
                 "base_model": base, "output_dir": str(folder / "runs"), "max_length": 256, "overlong": "truncate",
                 "validation_split": settings["validation_split"], "lora_r": _RANK, "lora_alpha": 2 * _RANK,
                 "lora_dropout": 0.0, "target_modules": "attention", "batch_size": 4, "eval_batch_size": 16,

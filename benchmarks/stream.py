@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _measure import environment
 from _rows import divide
 from rich.console import Console
 
 from dylora_moe.cli.show_stream import show_stream
 from dylora_moe.config import make_config
-from dylora_moe.run_dir import environment
 from dylora_moe.train.run import train
 from dylora_moe.train.session import Stages
 
+_ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "gsm8k": "gsm8k",
     "mbpp": "mbpp",
@@ -124,7 +125,9 @@ def main() -> None:
     print(f"{len(decisions)} decisions, {len(wrong)} wrong: {wrong}")
     record = {"order": arguments.order, "steps": arguments.steps, "rows": arguments.rows, "threads": arguments.threads}
     record |= {"decisions": decisions, "summary": result["summary"], "stages": result["stages"]}
-    arguments.out.write_text(json.dumps(record | {"environment": environment()}, indent=2) + "\n", encoding="utf-8")
+    arguments.out.write_text(
+        json.dumps(record | {"environment": environment(_ROOT)}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def judge(result: dict[str, Any], meant: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,15 +1,16 @@
 """Experts of a stream changed by hand: what the change does, that it is a stage like others, and what is refused."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 from tests.tiny import domain_rows, write_lines
 from tests.train.streams import Stop, beside, outcome, stop_at
@@ -208,12 +209,10 @@ def test_the_base_that_a_lora_names_is_told(
 ) -> None:
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "another/base"}))
-    told: list[str] = []
-    stages = Stages()
-    object.__setattr__(stages, "console", SimpleNamespace(print=lambda text="", **more: told.append(str(text))))
+    told = io.StringIO()
     entry = {"skill": "sums", "datasets": [str(tiny_rows["sums"])], "adapter": str(adapter)}
-    train(stream(skills=[entry]), stages)
-    assert any("says that it is of another/base, and the base is" in line for line in told)
+    train(stream(skills=[entry]), Stages(console=Console(file=told, width=1000)))
+    assert "says that it is of another/base, and the base is" in told.getvalue()
 
 
 def test_few_rows_are_enough_for_a_skill_with_its_expert(finished: Path, adapter: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.train.callbacks.line import Line
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from dylora_moe.run_dir import WARNINGS, RunDir
@@ -18,17 +18,6 @@ STEPS = 40
 SETUP = Setup(
     max_steps=1, warmup_ratio=0.0, learning_rate=0.01, rows_per_step=4, top_k=1, domain_shares=(1.0,), base_loss=None
 )
-
-
-class Cubic(nn.Module):
-    """Loss of a line through points, which falls until its learning rate is raised."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([4.0]))
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": ((x * self.weight - labels) ** 2).mean()}
 
 
 class Explode(TrainerCallback):
@@ -66,7 +55,7 @@ def train(tmp_path: Path) -> Callable[..., list[str]]:
         x = torch.linspace(0.5, 1.5, 64)
         rows = [{"x": value, "labels": value} for value in x]
         callbacks = [Explode(stop), Watch(folder, SETUP, told.append)]
-        trainer = Trainer(Cubic(), arguments, train_dataset=rows, callbacks=callbacks)  # type: ignore[arg-type]
+        trainer = Trainer(Line(), arguments, train_dataset=rows, callbacks=callbacks)  # type: ignore[arg-type]
         trainer.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{STEPS - 5}") if resume else None)
         return told
 
