@@ -183,13 +183,18 @@ def orthogonal(lab: Lab) -> dict[str, Any]:
 
 
 def factors(model: DyLoraModel) -> dict[str, torch.Tensor]:
-    """Name -> A (rank, features_in) or B (features_out, rank) of every Linear of the one LoRA."""
-    return {name: weight for name, weight in model.lm.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+    """Name -> A (1, rank, features_in) or B (1, features_out, rank) of every Linear of the one LoRA, as it trains."""
+    return {name: weight for name, weight in model.lm.named_parameters() if is_a(name) or ".packed_B." in name}
+
+
+def is_a(name: str) -> bool:
+    """Whether a parameter is an A."""
+    return ".packed_A." in name
 
 
 def old_part(name: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
     """What older LoRAs have of a factor."""
-    return weight[:rank] if ".lora_A." in name else weight[:, :rank]
+    return weight[:, :rank] if is_a(name) else weight[..., :rank]
 
 
 def teach_newest(
@@ -199,11 +204,11 @@ def teach_newest(
 
     def hook(gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone()
-        rank = weights[name].shape[0 if ".lora_A." in name else 1] - _RANK
+        rank = weights[name].shape[1 if is_a(name) else 2] - _RANK
         old_part(name, gradient, rank).zero_()
-        if ".lora_A." in name:
-            newest = weights[name].detach()[rank:]
-            gradient[rank:] += PENALTY * (newest @ old[name].T).sign() @ old[name]
+        if is_a(name):
+            newest, known = weights[name].detach()[0, rank:], old[name][0]
+            gradient[0, rank:] += PENALTY * (newest @ known.T).sign() @ known
         return gradient
 
     return hook
