@@ -3,7 +3,8 @@
 Ours: `mode: continual`, whose novelty test decides; oracle: its experts, each prompt sent to that of its skill;
 sequential: one LoRA trained on one skill after the other; orthogonal: a new LoRA for each skill beside the old ones,
 which stay, kept orthogonal to them by O-LoRA's penalty (arXiv 2310.14152, equation 8, lambda 0.5), all of them in use;
-joint: one LoRA trained on all at once. Same base, rows, steps, rank and rate for all. Each run has a JSON file of its
+joint: one LoRA trained on all at once. Same base, rows, steps, rank and rate for all. A prompt names the labels to
+choose from, as that benchmark's do, but not, as they do, the data set. Each run has a JSON file of its
 own, and those that are there are left alone, so that the work can be divided and gone on with; the table is of what
 is there. Run with --help for the settings.
 """
@@ -91,13 +92,16 @@ class Lab:
 
 def make_tasks(data: Path, names: Sequence[str], folder: Path, *, rows: int, tests: int, words: int, seed: int) -> Any:
     """The sets in their order; the seed draws the training rows, the test rows are the same for all seeds."""
-    return tuple(
-        Task(
-            name=name,
-            train=_cut(data / name / "train.jsonl", folder / f"{name}.jsonl", rows, words, seed),
-            test=_read(_cut(data / name / "test.jsonl", folder / f"{name}-test.jsonl", tests, words, 0)),
-        )
-        for name in names
+    return tuple(_make_task(data / name, folder / name, rows, tests, words, seed) for name in names)
+
+
+def _make_task(source: Path, folder: Path, rows: int, tests: int, words: int, seed: int) -> Task:
+    folder.mkdir()
+    shutil.copy(source / "labels.json", folder)
+    return Task(
+        name=folder.name,
+        train=_cut(source / "train.jsonl", folder / "train.jsonl", rows, words, seed),
+        test=_read(_cut(source / "test.jsonl", folder / "test.jsonl", tests, words, 0)),
     )
 
 
