@@ -38,23 +38,25 @@ def test_new_skills_get_experts_and_old_ones_stay_as_they_are(whole: Any) -> Non
     assert [stage.name for stage in stages] == ["01-capitals", "02-functions", "03-sums"]
     for earlier, later in pairwise(stages):
         for file in (earlier / "final" / "experts").rglob("*"):
+            kept = later / "final" / file.relative_to(earlier / "final")
             if file.is_file():
-                assert (
-                    file.read_bytes()
-                    == (later / "final" / "experts" / file.relative_to(earlier / "final" / "experts")).read_bytes()
-                )
+                assert file.read_bytes() == kept.read_bytes() and file.samefile(kept)  # once on the disk
     assert (run / "final" / "experts" / "sums").is_dir() and "<html" in (run / "report.html").read_text()
 
 
 def test_what_is_learned_is_neither_forgotten_nor_misrouted(whole: Any) -> None:
-    result = whole[2]
+    _, run, result = whole
     matrix = result["summary"]["loss"]["matrix"]
     for column in range(3):
         assert len({row[column] for row in matrix[column:]}) == 1
         assert matrix[column][column] < result["stages"][column]["base_loss"]
     assert result["summary"]["loss"]["backward_transfer"] == result["summary"]["loss"]["forgetting"] == 0.0
     assert result["summary"]["routing"]["accuracy"] == 1.0
-    assert evaluate_run(whole[1].path, progress=lambda text: None).mean_loss == pytest.approx(
+    for place, (name, skill) in enumerate(load_library(run.path).skills.items()):
+        assert name == DOMAINS[place] and skill.record.loss == pytest.approx(matrix[place][place], abs=1e-6)
+        assert skill.record.base_loss == result["stages"][place]["base_loss"]
+        assert not np.allclose(skill.sample.prompts, skill.sample.answers)
+    assert evaluate_run(run.path, progress=lambda text: None).mean_loss == pytest.approx(
         result["summary"]["loss"]["average"], abs=1e-6
     )
 

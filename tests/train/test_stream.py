@@ -24,6 +24,18 @@ def test_other_skills_in_learned_places_are_refused(whole: Any) -> None:
     assert outcome(whole[1]) == before
 
 
+def test_other_rows_of_a_learned_skill_are_refused(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Figures of a skill before and after are of the same rows."""
+    rows = write_lines(tmp_path / "sums.jsonl", domain_rows("sums"))
+    other = write_lines(tmp_path / "functions.jsonl", domain_rows("functions"))
+    train(stream(skills=[str(rows)], max_steps=1))
+    write_lines(rows, domain_rows("capitals"))
+    with pytest.raises(RunError, match="the data of skill sums must be what it was learned from"):
+        train(stream(skills=[str(rows), str(other)], max_steps=1))
+    write_lines(rows, domain_rows("sums"))
+    assert len(train(stream(skills=[str(rows), str(other)], max_steps=1))["stages"]) == 2
+
+
 def test_a_library_of_another_base_is_refused(whole: Any, tmp_path: Path) -> None:
     config = beside(whole, "foreign", skills=whole[0].skills[:1])
     train(config)

@@ -255,7 +255,6 @@ def _train(stream: Stream, stage: RunDir, skill: Skill, expert: str, stages: Sta
         stages.tell(f"With it, expert {expert} learns again: {', '.join(again)}.")
         stage.write(CONFIG, to_yaml(config))
         data = build_run_data(config, stream.base.tokenizer, tell=stages.tell)
-    set_seed(config.seed + len(stream.records))
     stages.parameters(count_parameters(model))
     check_parameters(model)
     session = Session(
