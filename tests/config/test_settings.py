@@ -231,7 +231,7 @@ BAD_VALUES = [
     ("false_growth_rate", 0.5),
     ("feature_rows", 19),
     ("served_share", 0),
-    ("unsure_rate", 0),
+    ("unsure_rate", -0.1),
     ("unsure_rate", 0.5),
     ("unsure_answer", "nobody"),
     ("maturity_ratio", -0.1),
@@ -350,6 +350,7 @@ def test_a_stream_goes_with_every_preset(name: str) -> None:
             STREAM | {"stream_router": "learned", "unsure_rate": 0.05},
             "unsure_rate has no effect with stream_router learned",
         ),
+        (STREAM | {"unsure_rate": 0, "unsure_answer": "dense"}, "unsure_answer has no effect with unsure_rate 0"),
         (STREAM | {"temperature": 0.7}, "temperature has no effect with maturity_ratio 0 and unsure_answer base"),
         (
             STREAM | {"novelty_detector": "cosine", "false_growth_rate": 0.02},

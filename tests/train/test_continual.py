@@ -26,6 +26,7 @@ from dylora_moe.train import continual, fitting
 from dylora_moe.train import stream as stream_module
 from dylora_moe.train.run import train
 from dylora_moe.tuner import load_model
+from dylora_moe.tuner.prototype import PrototypeRouter
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -170,6 +171,14 @@ def test_prompts_that_the_base_answers_went_to_no_expert(stream: Callable[..., R
     for skill, routed in figures["routed"].items():
         answered = 1 - figures["unsure"][skill] if answer == "base" else 1.0
         assert sum(routed.values()) == pytest.approx(answered)
+
+
+def test_with_no_foreign_prompts_none_is_unsure(stream: Callable[..., RunConfig]) -> None:
+    config = stream(unsure_rate=0, skills=stream().skills[:2], max_steps=1)
+    assert train(config)["summary"]["routing"]["unsure"] == (0.0, 0.0)
+    model = load_model(load_base(config.base_model, dtype=torch.float32).model, config.run_dir / "final")
+    (router,) = model.routers.values()
+    assert isinstance(router, PrototypeRouter) and router.sure(1e3 * torch.randn(50, router.projection.shape[0])).all()
 
 
 def test_the_router_may_be_learned(stream: Callable[..., RunConfig]) -> None:

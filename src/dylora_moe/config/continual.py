@@ -139,10 +139,12 @@ class ContinualSettings(BaseModel, use_attribute_docstrings=True):
             high=0.1,
             more="more foreign prompts that are left to unsure_answer, and more of one's own",
             less="fewer of one's own prompts refused, and fewer foreign ones",
-            note="Of the prompts that are kept of each skill; a foreign prompt as near as they are is not told.",
+            note="Of the prompts that are kept of each skill; a foreign prompt as near as they are is not told. 0 "
+            "where no foreign prompt comes: the nearest skill's expert answers all.",
         ),
-    ] = Field(default=0.01, gt=0, lt=0.5)
-    """Share of prompts of known skills that the router may call unknown: its confidence is one minus this."""
+    ] = Field(default=0.01, ge=0, lt=0.5)
+    """Share of prompts of known skills that the router may call unknown: its confidence is one minus this. With 0 it
+    calls none unknown."""
 
     unsure_answer: Annotated[Literal["base", "dense"], Advice(note="dense mixes all experts by their nearness.")] = (
         "base"

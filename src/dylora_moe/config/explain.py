@@ -254,6 +254,8 @@ def _unused_in_streams(config: RunConfig, given: Collection[str]) -> Iterator[st
         yield "temperature has no effect with maturity_ratio 0 and unsure_answer base: experts work alone."
     if config.stream_router == "learned" and (names := _among(("unsure_rate", "unsure_answer"), given)):
         yield f"{_have_no_effect(names)} with stream_router learned: it is never unsure."
+    if "unsure_answer" in given and not config.unsure_rate and config.stream_router == "prototype":
+        yield "unsure_answer has no effect with unsure_rate 0: the router is never unsure."
     if "false_growth_rate" in given and config.novelty_detector != "two_sample":
         yield f"false_growth_rate has no effect with novelty_detector {config.novelty_detector}: its limit is fixed."
     if "max_experts" in given and config.max_experts and config.allow_expert_growth is False:
