@@ -26,6 +26,13 @@ def test_labels_are_few_short_answers_that_come_again() -> None:
     assert found == ("Science or Technology", "Sports", "World")
 
 
+def test_other_rows_tell_whether_answers_are_labels() -> None:
+    few = examples(["World", "Sports", "Business"])
+    assert labels_of(few) is None and labels_of(few, ["World", "Sports"]) is None
+    assert labels_of(few, ["World", "Sports ", "Arts"] * 10) == ("Arts", "Business", "Sports", "World")
+    assert labels_of(few, ["World", "x" * 41] * 10) is None
+
+
 @pytest.mark.parametrize(
     "answers",
     [

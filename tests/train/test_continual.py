@@ -158,6 +158,8 @@ def test_without_room_the_nearest_expert_is_trained_further(
         for stage in ("01-capitals", "02-sums")
     ]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    library, losses = load_library(config.run_dir).skills, result["summary"]["loss"]["matrix"][-1]
+    assert [library[name].record.loss for name in ("capitals", "sums")] == pytest.approx(losses, abs=1e-6)
     trained = RunDir(config.run_dir / "stages" / "02-sums").read("result.json")["trained"]
     assert {part["domain"] for part in trained if part["rows"]} == {"capitals", "sums"}  # the old skill, too
 
@@ -171,6 +173,14 @@ def test_prompts_that_the_base_answers_went_to_no_expert(stream: Callable[..., R
     for skill, routed in figures["routed"].items():
         answered = 1 - figures["unsure"][skill] if answer == "base" else 1.0
         assert sum(routed.values()) == pytest.approx(answered)
+
+
+def test_labels_are_told_by_all_rows_of_a_skill(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Three labels in two validation rows say nothing; right answers are counted all the same."""
+    rows = [{"prompt": row["prompt"], "completion": "abc"[place % 3]} for place, row in enumerate(domain_rows("sums"))]
+    skills = [str(write_lines(tmp_path / "letters.jsonl", rows)), *stream().skills[:1]]
+    figures = train(stream(skills=skills, max_steps=1))["stages"][-1]["figures"]
+    assert list(figures["accuracies"]) == ["letters"] and len(figures["losses"]) == 2
 
 
 def test_with_no_foreign_prompts_none_is_unsure(stream: Callable[..., RunConfig]) -> None:

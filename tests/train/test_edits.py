@@ -18,6 +18,7 @@ from tests.train.streams import Stop, beside, outcome, stop_at
 from dylora_moe.config import RunConfig
 from dylora_moe.errors import DataError, RunError, TunerError
 from dylora_moe.run_dir import RunDir
+from dylora_moe.skills.library import load_library
 from dylora_moe.train import edits, fitting
 from dylora_moe.train.run import train
 from dylora_moe.train.session import Stages
@@ -59,6 +60,8 @@ def test_merged_experts_serve_the_skills_of_both(finished: Path) -> None:
     assert len(matrix) == 4 and all(len(row) == 3 for row in matrix)
     assert matrix[3][2] == matrix[2][2] and matrix[3][1] != matrix[2][1]  # sums are as they were
     assert result["summary"]["loss"]["backward_transfer"] != 0
+    library = load_library(finished).skills
+    assert [library[name].record.loss for name in result["summary"]["skills"]] == pytest.approx(matrix[3], abs=1e-6)
     one, other = (
         load_file(finished / f"{at}/experts/sums/adapter_model.safetensors") for at in ("final", "stages/03-sums/final")
     )

@@ -1,6 +1,7 @@
 """Skills are found in rows that nobody divided."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def test_skills_are_found_where_nobody_says_where_they_begin(stream: Callable[..
     assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow", "grow"]
     assert train(config)["already_finished"]
     assert len(evaluate_run(config.run_dir, progress=lambda text: None).domains) == 2
+
+
+def test_a_short_stretch_has_rows_enough_for_a_decision(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Of what is found each holds rows out, and some may be copies."""
+    rows = [*2 * domain_rows("capitals"), *domain_rows("sums"), *2 * domain_rows("functions")]
+    mixed = write_lines(tmp_path / "mixed.jsonl", rows)
+    config = stream(
+        skills=[{"skill": "mixed", "datasets": [str(mixed)], "find_changes": True}], validation_split=0.4, max_steps=1
+    )
+    train(config)
+    bounds = RunDir(config.run_dir).read("segments/mixed/segments.json")
+    places = [0, *bounds["changes"], bounds["rows"]]
+    assert min(stop - start for start, stop in pairwise(places)) * 0.6 >= 20
 
 
 def test_found_skills_must_not_be_named_as_others(stream: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -15,13 +15,28 @@ from dylora_moe.train.stream import number_of
 
 
 def test_other_skills_in_learned_places_are_refused(whole: Any) -> None:
-    before = outcome(whole[1])
+    before, settings = outcome(whole[1]), (whole[1] / "config.yaml").read_text()
     swapped = (whole[0].skills[1], whole[0].skills[0])
     with pytest.raises(RunError, match=r"skill 1 of the stream in .* was 'capitals', and is 'functions' now"):
         train(whole[0].model_copy(update={"skills": swapped}))
     with pytest.raises(RunError, match="other settings: learning_rate"):
         train(whole[0].model_copy(update={"learning_rate": 0.5}))
-    assert outcome(whole[1]) == before
+    assert outcome(whole[1]) == before and (whole[1] / "config.yaml").read_text() == settings
+
+
+def test_what_arrives_under_an_earlier_name_comes_last(stream: Callable[..., RunConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    for name, domain in (("b", "capitals"), ("d", "sums")):
+        write_lines(folder / f"{name}.jsonl", domain_rows(domain))
+    config = stream(skills=[f"{folder}/*"], max_steps=1)
+    assert [stage["skill"] for stage in train(config)["stages"]] == ["b", "d"]
+    write_lines(folder / "a.jsonl", domain_rows("functions"))
+    assert [stage["skill"] for stage in train(config)["stages"]] == ["b", "d", "a"]
+    assert train(config)["already_finished"]
+    (folder / "b.jsonl").unlink()
+    with pytest.raises(RunError, match=r"skill 1 of the stream in .* was 'b'"):
+        train(config)
 
 
 def test_other_rows_of_a_learned_skill_are_refused(stream: Callable[..., RunConfig], tmp_path: Path) -> None:

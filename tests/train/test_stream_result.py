@@ -16,6 +16,8 @@ from dylora_moe.train.stream_result import rollback
 def test_a_stream_is_taken_back_and_learns_again(whole: Any) -> None:
     config = beside(whole, "back")
     train(config)
+    (config.run_dir / "stages" / ".DS_Store").touch()
+    (config.run_dir / "stages" / "notes").mkdir()
     undone = rollback(config.run_dir, "functions")
     assert undone["skills"] == ["capitals"] and undone["undone"] == ["02-functions", "03-sums"]
     run = RunDir(config.run_dir)
@@ -25,6 +27,7 @@ def test_a_stream_is_taken_back_and_learns_again(whole: Any) -> None:
     with pytest.raises(RunError, match=r"a skill that .* has learned, .* \(capitals\), got 'sums'"):
         rollback(config.run_dir, "sums")
     train(config)
+    (run / "stages" / ".DS_Store").unlink()
     assert outcome(run) == outcome(whole[1])
 
 

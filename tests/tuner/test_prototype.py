@@ -89,6 +89,30 @@ def test_casts_of_the_model_leave_the_statistics_alone(dtype: torch.dtype) -> No
     assert torch.equal(under, router(features)) and router(features.to(dtype)).dtype == torch.float32
 
 
+def test_the_spread_is_the_usual_distance_between_skills_of_different_experts() -> None:
+    # Of experts 0, 0, 1, 2: the nearest of another one are 6, 5, 5 and 20 away.
+    router = router_of([[0.0], [1.0], [6.0], [26.0]], [1.0] * 4, [0, 0, 1, 2], 3)
+    assert float(router.spread()) == 5**2 / 2
+    assert float(router_of([[0.0], [9.0]], [1.0] * 2, [0, 0], 2).spread()) == 1.0, "one expert serves both"
+    assert float(router_of([[]], [1.0], [0], 2).spread()) == float(PrototypeRouter(8, 2).spread()) == 1.0
+    assert float(router_of([[0.0], [0.1]], [1.0] * 2, [0, 1], 2).spread()) == 1.0, "never harder than the logits are"
+
+
+def test_immature_experts_are_helped_however_far_apart_skills_are(make_model: Any, batch: dict[str, Tensor]) -> None:
+    """All at first, as the temperature says; nearly none in the end."""
+    model = make_model(2, **ROUTING, temperature=1.0)
+    features = model.prompt_features([batch])
+    places = 100 * features / features.pow(2).mean(1, keepdim=True).sqrt()
+    model.set_prototypes(100 * torch.eye(places.shape[1]), places[:2], torch.full((2,), 1e3), model.expert_names)
+    helped = []
+    for maturity in (0.0, 0.5, 0.99):
+        model.set_maturity("expert_1", maturity)
+        model(**batch)
+        (decision,) = model.decisions.values()
+        helped.append(float(decision.weights[0, 1]))
+    assert helped[:2] == pytest.approx([1 / (1 + np.e), 1 / (1 + np.e**2)], abs=1e-3) and helped[2] < 1e-6
+
+
 def test_resizing_takes_the_skills_of_removed_experts_along() -> None:
     router = router_of([[0.0], [1.0], [2.0], [3.0]], [0.1, 0.2, 0.3, 0.4], [0, 1, 2, 1], 3)
     router.resize([2, 0], added=1)
@@ -180,14 +204,15 @@ def test_a_new_skill_leaves_the_answers_of_old_experts_bit_for_bit(
 def test_dense_collaboration_answers_where_it_is_asked_to(
     make_model: Any, make_loop: Any, long: dict[str, Tensor], assert_near: Any
 ) -> None:
-    model = make_model(3, execution="auto", unsure="dense", temperature=200.0, **ROUTING)
+    model = make_model(3, execution="auto", unsure="dense", temperature=2.0, **ROUTING)
     know(model, long, [0, 1], ["expert_2", "expert_0"])
     found = model(**long).logits
     decision = model.decisions[None]
     assert decision.experts is None and decision.sure is not None and decision.sure.tolist() == [True, True, False]
-    expected = torch.stack(
-        [torch.tensor([0.0, 0, 1]), torch.tensor([1.0, 0, 0]), (decision.logits[2] / 200).softmax(-1)]
-    )
+    (router,) = model.routers.values()
+    assert isinstance(router, PrototypeRouter)
+    mixed = (decision.logits[2] / (2 * router.spread())).softmax(-1)
+    expected = torch.stack([torch.tensor([0.0, 0, 1]), torch.tensor([1.0, 0, 0]), mixed])
     assert 0.01 < expected[2].max() < 0.99
     torch.testing.assert_close(decision.weights, expected)
     gates = expected.repeat_interleave(40, 0)
@@ -213,13 +238,15 @@ def test_padding_is_not_what_makes_a_pass_dense(make_model: Any, batch: dict[str
 
 @pytest.mark.parametrize("unsure", ["base", "dense"])
 def test_an_immature_expert_makes_everything_dense(make_model: Any, batch: dict[str, Tensor], unsure: str) -> None:
-    model = make_model(2, unsure=unsure, temperature=50.0, **ROUTING)
+    model = make_model(2, unsure=unsure, temperature=3.0, **ROUTING)
     know(model, batch, [0, 1], ["expert_0", "expert_1"])
     model.set_maturity("expert_1", 0.5)
     model(**batch)
     decision = model.decisions[None]
     assert decision.experts is None
-    torch.testing.assert_close(decision.weights, (decision.logits / 50**0.5).softmax(-1))
+    (router,) = model.routers.values()
+    assert isinstance(router, PrototypeRouter) and router.spread() > 2
+    torch.testing.assert_close(decision.weights, (decision.logits / (3 * 0.5 * router.spread())).softmax(-1))
     assert decision.sure is not None and decision.sure.tolist() == [True, True, False], "still said"
 
 

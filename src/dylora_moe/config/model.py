@@ -130,11 +130,11 @@ class ModelSettings(BaseModel, use_attribute_docstrings=True):
             low=0.5,
             more="experts that share more evenly",
             less="the likeliest expert nearly alone",
-            note="Only for the immature experts of a stream (maturity_ratio), whose prototypes are far apart: "
-            "take 100 and more to have the old ones help. Not that of generated text.",
+            note="Of the immature experts of a stream (maturity_ratio) and of unsure_answer dense: with 1 an expert "
+            "whose skill is as near as others usually are has a weight of e^-1. Not that of generated text.",
         ),
     ] = Field(default=1.0, gt=0)
-    """Softness of dense collaboration while an expert is immature: this at first, on the way to 1 as it matures."""
+    """Softness of dense collaboration, in usual distances between skills; less and less as an expert matures."""
 
     balance_coefficient: Annotated[
         float,

@@ -3,7 +3,7 @@
 import glob
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ class Skill:
         alpha: Of its expert, where the recipe says so.
         adapter: Folder of its expert, where it comes with one.
         finds_changes: True for rows of several skills, to be told apart.
+        arrived: True for what a pattern found: more may come, under any name.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Skill:
     alpha: float | None = None
     adapter: str | None = None
     finds_changes: bool = False
+    arrived: bool = False
 
 
 def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] = REGISTRY) -> tuple[Skill, ...]:
@@ -44,9 +46,27 @@ def parse_skills(entries: Sequence[object], registry: Mapping[str, DataSource] =
     Raises:
         DataError: An entry that cannot be read, a pattern that matches nothing, or two skills of one name.
     """
-    skills = [_parse(value, registry) for entry in entries for value in _expand(entry)]
+    skills = []
+    for entry in entries:
+        values = _expand(entry)
+        arrived = isinstance(entry, str) and is_pattern(entry)
+        skills += [replace(_parse(value, registry), arrived=arrived) for value in values]
     check_names(skills)
     return tuple(skills)
+
+
+def in_order(skills: Sequence[Skill], learned: Sequence[str]) -> tuple[Skill, ...]:
+    """The skills with those that were learned first, in that order, where only patterns found them in another one.
+
+    Args:
+        skills: As the recipe has them now, those of a pattern by name.
+        learned: Names, in the order in which they were learned.
+    """
+    by_name = {skill.name: skill for skill in skills}
+    first = [by_name[name] for name in learned if name in by_name]
+    arranged = (*first, *(skill for skill in skills if skill not in first))
+    fixed, before = ([skill.name for skill in order if not skill.arrived] for order in (arranged, skills))
+    return arranged if fixed == before else tuple(skills)
 
 
 def check_names(skills: Sequence[Skill]) -> None:

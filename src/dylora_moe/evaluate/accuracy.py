@@ -16,18 +16,19 @@ MAX_LABEL_CHARACTERS = 40
 MIN_EXAMPLES_PER_LABEL = 4  # on average: short answers that hardly come again are answers, not labels
 
 
-def labels_of(examples: Sequence[Example]) -> tuple[str, ...] | None:
+def labels_of(examples: Sequence[Example], more_answers: Sequence[str] = ()) -> tuple[str, ...] | None:
     """The labels of a classification skill, in alphabetic order; None where the answers are free text.
 
     A skill is a classification skill when every example is one question with one short answer, and the answers are
     few and come again and again. Spaces and case aside, as in `measure_accuracy`.
 
     Args:
-        examples: Of the skill; the more, the surer.
+        examples: Of the skill.
+        more_answers: Of other examples of it: of few no labels can be told from answers that differ.
     """
     if any(sum(message.role == "user" for message in example.messages) > 1 for example in examples):
         return None
-    answers = [" ".join(example.answer.split()) for example in examples]
+    answers = [" ".join(answer.split()) for answer in (*(example.answer for example in examples), *more_answers)]
     if any(len(answer) > MAX_LABEL_CHARACTERS or answer.count(" ") >= MAX_LABEL_WORDS for answer in answers):
         return None
     labels = {answer.casefold(): answer for answer in sorted(answers, reverse=True)}

@@ -29,7 +29,7 @@ from dylora_moe.train.folder import find_start
 from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
-from dylora_moe.train.stage_figures import make_evaluator, measure_base, measure_stage
+from dylora_moe.train.stage_figures import make_evaluator, measure_at_home, measure_base, measure_stage
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.stream import (
     StageRecord,
@@ -67,6 +67,7 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
         check_trackers(config.report_to)
         stream = open_stream(config, run, learned, waiting, stages)
         read_data(stream, (*stream.learned, *stream.waiting), stages)
+        run.write(CONFIG, to_yaml(config))  # with skills that came since, now that nothing is wrong with them
         if not (run / START).is_file():
             run.write(START, {"base_general": measure_base(stream, stages, stop)})
         for skill in list(stream.waiting):
@@ -117,9 +118,8 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
     stream.model.eval().freeze_expert(expert)
     if not stage.is_finished:  # nothing was trained
         stream.save(stage / FINAL)
-    with stream.model.forced(expert):
-        loss = evaluator.run(stream.model, stop.check).mean_loss
-    stream.library = library.with_loss(skill.name, loss)
+    stream.library = library
+    measure_at_home(stream, [skill.name, *_changed_beside(stream, skill.name, arrival)], stages, stop)
     figures = measure_stage(stream, stages, stop, skill=skill.name, before=arrival.before)
     record = StageRecord(
         decision=decision, expert=expert, base_loss=arrival.base_loss, figures=figures, by_hand=by_hand
@@ -127,6 +127,14 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
     stream.commit(stage, record)
     stream.waiting.remove(skill)
     stream.learned.append(skill)
+
+
+def _changed_beside(stream: Stream, skill: str, arrival: Arrival) -> list[str]:
+    """Other skills whose expert the arrival of one has changed: trained further, or made of two."""
+    changed = {stream.library.experts[skill]} if arrival.decision.kind == "extend" else set[str]()
+    if arrival.merge is not None:
+        changed.add(arrival.merge[0])
+    return [name for name, expert in stream.library.experts.items() if expert in changed and name != skill]
 
 
 def _read_sample(stream: Stream, skill: str, stages: Stages) -> Sample:

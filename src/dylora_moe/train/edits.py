@@ -11,14 +11,14 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import check_names, parse_skills
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import FINAL, STAGE, STAGES, RunDir
+from dylora_moe.run_dir import FINAL, STAGE, RunDir
 from dylora_moe.skills.growth import Decision
 from dylora_moe.train.continual import learn, read_data, route
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Stages
-from dylora_moe.train.stage_figures import measure_stage
+from dylora_moe.train.stage_figures import measure_at_home, measure_stage
 from dylora_moe.train.stopping import StopSignals
-from dylora_moe.train.stream import StageRecord, Stream, divide_skills, open_stream
+from dylora_moe.train.stream import StageRecord, Stream, divide_skills, open_stream, stage_folders
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.tuner.merge import check_known, merge_experts
 
@@ -43,9 +43,8 @@ def merge(path: Path, into: str, gone: Sequence[str], stages: Stages, stop: Stop
             stream.library = stream.library.with_expert(name, into)
         names = ", ".join([into, *gone])
         reason = f"By hand: {names} became {into}, which has room for {merged.kept:.0%} of their mean."
-        return _commit(
-            stream, Decision(kind="merge", expert=into, nearest=None, reason=reason, numbers={}), stages, stop
-        )
+        decision = Decision(kind="merge", expert=into, nearest=None, reason=reason, numbers={})
+        return _commit(stream, decision, stages, stop)
 
 
 def remove(path: Path, expert: str, skills_to: str | None, stages: Stages, stop: StopSignals) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _opened(path: Path, stages: Stages) -> Iterator[Stream]:
                 "come. Train it first."
             )
         stream = open_stream(config, run, learned, waiting, stages)
-        for folder in run.path.glob(f"{STAGES}/*"):
+        for folder in stage_folders(run):
             if not (folder / STAGE).is_file():  # of a change that was stopped
                 shutil.rmtree(folder)
         read_data(stream, stream.learned, stages)
@@ -131,11 +130,14 @@ def _opened(path: Path, stages: Stages) -> Iterator[Stream]:
 
 
 def _commit(stream: Stream, decision: Decision, stages: Stages, stop: StopSignals) -> dict[str, Any]:
+    """Make a change a stage, after which the expert of the decision serves what it did not serve, or as it did not."""
+    assert decision.expert is not None
     stage = stream.next_stage(decision.kind)
     route(stream, stream.library)
     stream.save(stage / FINAL)
+    served = [name for name, expert in stream.library.experts.items() if expert == decision.expert]
+    measure_at_home(stream, served, stages, stop)
     figures = measure_stage(stream, stages, stop)
-    assert decision.expert is not None
     stream.commit(
         stage, StageRecord(decision=decision, expert=decision.expert, base_loss=None, figures=figures, by_hand=True)
     )

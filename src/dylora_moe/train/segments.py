@@ -5,6 +5,7 @@ Written once into `segments/` of the stream's folder, as JSON lines, so that eve
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -20,10 +21,13 @@ from dylora_moe.errors import DataError, RunError
 from dylora_moe.run_dir import SEGMENTS, RunDir
 from dylora_moe.skills.changes import find_changes
 from dylora_moe.skills.library import Source
+from dylora_moe.skills.novelty import MIN_ROWS
 from dylora_moe.train.features import read_features
 from dylora_moe.train.session import Stages, build_model, load_run_base
 
 _BOUNDS = "segments.json"
+_WINDOW = 100
+_SPARE = 3
 
 
 def cut_streams(config: RunConfig, run: RunDir, skills: Sequence[Skill], stages: Stages) -> tuple[Skill, ...]:
@@ -76,7 +80,11 @@ def _cut(
         pad_token_id=pad_token_id(base.tokenizer),
         tell=stages.tell,
     )
-    changes = find_changes(features, rate=config.false_growth_rate, seed=config.seed)
+    # So that each has the rows for a decision when its validation rows are held out, and a few are left out.
+    least = math.ceil(MIN_ROWS / (1 - config.validation_split)) + _SPARE
+    changes = find_changes(
+        features, least=least, window=max(_WINDOW, least), rate=config.false_growth_rate, seed=config.seed
+    )
     bounds = [0, *changes, len(examples)]
     names = [f"{skill.name}_{number}" for number in range(1, len(bounds))]
     for name, start, stop in zip(names, bounds, bounds[1:], strict=False):

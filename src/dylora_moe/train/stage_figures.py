@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from dylora_moe.data.batching import TokenizedRow, pad_token_id
-from dylora_moe.evaluate.accuracy import labels_of, measure_accuracy
+from dylora_moe.data.tokenize import IGNORED
+from dylora_moe.evaluate.accuracy import MAX_LABELS, labels_of, measure_accuracy
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.general import general_rows
 from dylora_moe.evaluate.losses import Evaluation
@@ -15,11 +16,20 @@ from dylora_moe.tuner.head import read_head
 
 _GENERAL = "general text"
 _GENERAL_ROWS = 16  # of 128 tokens
+_FEW = 4 * MAX_LABELS  # rows in which labels come again
 
 
 def make_evaluator(stream: Stream, skill: str, stages: Stages) -> Evaluator:
     """Of the validation rows of one skill."""
     return _evaluator(stream, {skill: stream.data[skill].validation[skill]}, stages)
+
+
+def measure_at_home(stream: Stream, skills: Sequence[str], stages: Stages, stop: StopSignals) -> None:
+    """Note in the library how well the expert of each of these skills does it, whatever the router says."""
+    for name in skills:
+        with stream.model.forced(stream.library.experts[name]):
+            loss = make_evaluator(stream, name, stages).run(stream.model, stop.check).mean_loss
+        stream.library = stream.library.with_loss(name, loss)
 
 
 def measure_stage(
@@ -77,7 +87,7 @@ def _accuracies(stream: Stream, stop: StopSignals) -> dict[str, float]:
     for name in stream.library.skills:
         data = stream.data[name]
         examples = data.validation_examples[name]
-        if labels_of(list(examples)) is not None:
+        if labels_of(list(examples), _trained_answers(stream, name)) is not None:
             found[name] = measure_accuracy(
                 stream.model,
                 stream.base.tokenizer,
@@ -87,6 +97,13 @@ def _accuracies(stream: Stream, stop: StopSignals) -> dict[str, float]:
                 before_batch=stop.check,
             )
     return found
+
+
+def _trained_answers(stream: Stream, name: str) -> list[str]:
+    """Answers of training rows of a skill, as many as tell whether they are labels."""
+    rows = stream.data[name].train
+    labels = [[label for label in rows[place].labels if label != IGNORED] for place in range(min(len(rows), _FEW))]
+    return stream.base.tokenizer.batch_decode(labels, skip_special_tokens=True)
 
 
 def _evaluator(stream: Stream, rows: Mapping[str, Sequence[TokenizedRow]], stages: Stages) -> Evaluator:

@@ -19,7 +19,7 @@ from transformers import set_seed
 from dylora_moe.bases import LoadedBase
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.bundle import DataBundle
-from dylora_moe.data.stream import Skill, check_names
+from dylora_moe.data.stream import Skill, check_names, in_order
 from dylora_moe.errors import RunError, TunerError
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.load import read_config
@@ -35,6 +35,7 @@ from dylora_moe.tuner.inspect import check_name
 
 # Of a stream these say what comes, not what was learned.
 _MAY_CHANGE = {"skills", "allow_expert_growth", "max_experts"}
+_STAGE_NAME = re.compile(r"\d+-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +157,24 @@ def number_of(stage: Path) -> int:
     return int(stage.name.partition("-")[0])
 
 
+def stage_folders(run: RunDir) -> list[Path]:
+    """Folders of all stages in their order, those that do not count included; what else lies there is no stage."""
+    found = [path for path in run.path.glob(f"{STAGES}/*") if _STAGE_NAME.match(path.name) and path.is_dir()]
+    return sorted(found, key=number_of)
+
+
 def read_stages(run: RunDir) -> list[tuple[Path, StageRecord]]:
     """(folder, record) of each stage that counts, in their order."""
-    folders = sorted((path for path in run.path.glob(f"{STAGES}/*") if (path / STAGE).is_file()), key=number_of)
     adapter = TypeAdapter(StageRecord)
-    return [(path, adapter.validate_python(RunDir(path).read(STAGE))) for path in folders]
+    return [
+        (path, adapter.validate_python(RunDir(path).read(STAGE)))
+        for path in stage_folders(run)
+        if (path / STAGE).is_file()
+    ]
 
 
 def claim_folder(run: RunDir, config: RunConfig) -> None:
-    """Make the folder that of this stream, or see that it is.
+    """Make a new folder that of this stream, or see that it is; then its settings are still those it had.
 
     Raises:
         RunError: The folder holds something else, or a stream with other settings.
@@ -184,7 +194,6 @@ def claim_folder(run: RunDir, config: RunConfig) -> None:
         )
     if changed := differences(read_config(run), config, also_harmless=_MAY_CHANGE):
         raise RunError(f"{run.path} holds a stream with other settings: {changed}. Go on with its own.")
-    run.write(CONFIG, to_yaml(config))
 
 
 def divide_skills(run: RunDir, skills: Sequence[Skill]) -> tuple[list[Skill], list[Skill]]:
@@ -194,8 +203,10 @@ def divide_skills(run: RunDir, skills: Sequence[Skill]) -> tuple[list[Skill], li
         RunError: The recipe has other skills in the places of those that were learned from it.
     """
     learned: list[Skill] = []
-    waiting = list(skills)
-    for folder, record in read_stages(run):
+    stages = read_stages(run)
+    names = [record.figures.skill for _, record in stages if record.figures.skill is not None and not record.by_hand]
+    waiting = list(in_order(skills, names))
+    for folder, record in stages:
         name = record.figures.skill
         if name is None:
             continue

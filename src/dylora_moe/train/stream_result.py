@@ -13,7 +13,7 @@ from dylora_moe.evaluate.load import read_config
 from dylora_moe.report.page import render_stream
 from dylora_moe.run_dir import FINAL, REPORT, RESULT, START, UNDONE, RunDir
 from dylora_moe.skills.library import RECORD, TENSORS, load_library
-from dylora_moe.train.stream import StageRecord, copy_model, number_of, read_stages
+from dylora_moe.train.stream import StageRecord, copy_model, number_of, read_stages, stage_folders
 from dylora_moe.tuner.exchange import read_description
 
 
@@ -60,11 +60,10 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
         place = places[before]
         if place:
             load_library(stages[place - 1][0])  # what cannot be gone back to is left alone
+        # From the last one, so that what is left is a stream at any moment.
+        undone = [folder for folder in reversed(stage_folders(run)) if number_of(folder) > place]
         kept = _next_folder(run / UNDONE)
         (run / RESULT).unlink(missing_ok=True)
-        # From the last one, so that what is left is a stream at any moment.
-        begun = sorted(stages[0][0].parent.iterdir(), key=number_of, reverse=True)
-        undone = [folder for folder in begun if number_of(folder) > place]
         for folder in undone:
             os.replace(folder, kept / folder.name)
         if place:

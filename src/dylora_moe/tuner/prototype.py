@@ -90,6 +90,19 @@ class PrototypeRouter(nn.Module):
         distances = self.distances(features)
         return self._logits(distances), self._within(distances)
 
+    def spread(self) -> Float[Tensor, ""]:
+        """How far apart the skills of different experts lie, on the scale of the logits: by them the logit of an expert
+        whose skill is as near as others usually are is lower by 1. 1 where there are no two such skills.
+
+        The median over skills of half the squared distance to the nearest skill of another expert.
+        """
+        if len(self.centres) < 2:
+            return self.centres.new_ones(())
+        others = self.expert_of_skill[:, None] != self.expert_of_skill
+        nearest = torch.cdist(self.centres, self.centres).masked_fill(~others, torch.inf).amin(1)
+        usual = nearest.masked_fill(nearest.isinf(), torch.nan).nanmedian()
+        return (usual**2 / 2).nan_to_num(nan=1.0).clamp_min(1.0)
+
     @torch.no_grad()
     def resize(self, keep: list[int], added: int) -> None:
         """Keep the given experts with their skills, in that order, and append some that have none."""
@@ -149,7 +162,7 @@ Router: TypeAlias = LinearRouter | PrototypeRouter
 
 
 def mixed_gates(
-    logits: Float[Tensor, "units experts"], sure: Bool[Tensor, " units"], temperature: float
+    logits: Float[Tensor, "units experts"], sure: Bool[Tensor, " units"], temperature: float | Tensor
 ) -> Float[Tensor, "units experts"]:
     """One expert where a unit is sure, dense collaboration where it is not."""
     alone = F.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)

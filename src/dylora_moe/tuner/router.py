@@ -132,6 +132,6 @@ def sparse_gates(
     return experts, logits.gather(1, experts).softmax(-1)
 
 
-def dense_gates(logits: Float[Tensor, "units experts"], temperature: float) -> Float[Tensor, "units experts"]:
+def dense_gates(logits: Float[Tensor, "units experts"], temperature: float | Tensor) -> Float[Tensor, "units experts"]:
     """Dense collaboration: softmax(logits / temperature) over all experts."""
     return (logits / temperature).softmax(-1)

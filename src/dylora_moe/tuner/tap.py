@@ -7,7 +7,6 @@ once a pass, or (transformers before 5.23) again when a layer is recomputed, on 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
 from dylora_moe.tuner.prototype import PrototypeRouter, Router, mixed_gates
-from dylora_moe.tuner.router import dense_gates, sparse_gates
+from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
 from dylora_moe.tuner.routing import Decision, Layout, RoutingState, make_dispatch
 
 
@@ -233,10 +232,26 @@ class Tap:
             row_of_unit = rows.repeat_interleave(per_row)
             unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
         maturity = self.maturity()
-        config = self.config
-        if maturity < 1:
-            config = replace(config, temperature=config.temperature ** (1 - maturity))
-        return make_decision(logits, valid, row_of_unit, unit_of_token, config, dense=maturity < 1, sure=sure)
+        return make_decision(
+            logits,
+            valid,
+            row_of_unit,
+            unit_of_token,
+            self.config,
+            dense=maturity < 1,
+            temperature=self._temperature(router, maturity),
+            sure=sure,
+        )
+
+    def _temperature(self, router: Router, maturity: float) -> float | Tensor:
+        """Of weights over all experts; while one is immature on its way to 1, the logits as they are."""
+        start = self.config.temperature
+        if isinstance(router, LinearRouter):
+            return start ** (1 - maturity) if maturity < 1 else start
+        if maturity == 1 and self.config.unsure != "dense":
+            return start  # asked of no one
+        start = start * router.spread()
+        return (start * (1 - maturity)).clamp_min(1.0) if maturity < 1 else start
 
     def _units(self, features: Tensor, layout: Layout) -> Tensor:
         """What the router reads, (units, features), padding left out."""
@@ -280,6 +295,7 @@ def make_decision(
     config: RoutingConfig,
     *,
     dense: bool,
+    temperature: float | Tensor | None = None,
     sure: Bool[Tensor, " units"] | None = None,
 ) -> Decision:
     """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert.
@@ -291,14 +307,16 @@ def make_decision(
         unit_of_token: Unit that decides for each token; None when every token is its own unit.
         config: Says how many experts contribute, and what answers for units that are not sure.
         dense: All experts contribute to every unit.
+        temperature: Of weights over all experts, on the scale of the logits; that of the config where not given.
         sure: Whether each unit is near enough to a skill; None where the router does not say.
     """
+    softness = config.temperature if temperature is None else temperature
     probs = logits.softmax(-1)
     experts = dispatch = slot_weights = None
     if dense:
-        weights = dense_gates(logits, config.temperature)
+        weights = dense_gates(logits, softness)
     elif sure is not None and config.unsure == "dense" and _any(valid & ~sure):
-        weights = mixed_gates(logits, sure, config.temperature)
+        weights = mixed_gates(logits, sure, softness)
     else:
         experts, weights = sparse_gates(logits, probs, config.top_k)
         if sure is not None and config.unsure == "base":
