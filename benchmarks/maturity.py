@@ -1,8 +1,8 @@
 """Does a new expert learn better alone, among the old ones at first, or from the weights of the nearest?
 
-Short streams of the same rows, steps and seeds, once for each way; what is compared is the loss of each skill but the
-first, as learned, on its validation rows, and the tokens a second of its training. A stream that is there already is
-not run again. Run with --help for the settings.
+Short streams of the same rows, steps and seeds, once for each way; what is compared is the loss of the expert of each
+skill but the first, once learned, on its validation rows, and the tokens a second of all of its training. A stream that
+is there already is not run again. Run with --help for the settings.
 """
 
 import json
@@ -20,6 +20,7 @@ from stream import skills
 
 from dylora_moe.config import make_config
 from dylora_moe.run_dir import METRICS, RunDir
+from dylora_moe.skills.library import load_library
 from dylora_moe.train.run import train
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -65,16 +66,15 @@ def learn(data: Path, folder: Path, way: str, *, seed: int, rows: int, steps: in
     found = []
     for number, stage in enumerate(result["stages"][1:], start=2):
         run = RunDir(config.run_dir / "stages" / f"{number:02}-{stage['skill']}")
-        metrics = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+        lines = run.read_lines(METRICS)
+        steps = [line for line in lines if "tokens" in line]
         found.append(
             {
                 "skill": stage["skill"],
                 "nearest": stage["decision"]["nearest"],
                 "base_loss": stage["base_loss"],
-                "loss": stage["figures"]["losses"][stage["skill"]],
-                "tokens_per_second": median(
-                    line["tokens_per_second"] for line in metrics if "tokens_per_second" in line
-                ),
+                "loss": load_library(run.path).skills[stage["skill"]].record.loss,
+                "tokens_per_second": steps[-1]["tokens"] / (steps[-1]["seconds"] - lines[0]["seconds"]),
             }
         )
     return found
