@@ -30,3 +30,7 @@ class TunerError(DyLoraError, ValueError):
 
 class RunError(DyLoraError, RuntimeError):
     """A run folder that is missing, broken, finished already or in use by another process."""
+
+
+class GeneratorError(DyLoraError, RuntimeError):
+    """A generator that cannot answer, however often it is asked."""

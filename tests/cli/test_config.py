@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from tests.cli.conftest import finish, start_python
 
 from dylora_moe.cli.config import _MODULES, command
-from dylora_moe.config import ALIASES, RunConfig, explain, load_recipe, make_config
+from dylora_moe.config import ALIASES, GenerateConfig, RunConfig, explain, load_recipe, make_config
 from dylora_moe.config.explain import render_markdown
 from dylora_moe.errors import ConfigError
 
@@ -114,9 +114,12 @@ def test_without_a_name_every_setting_is_listed_by_group() -> None:
         "Skills",
         "Training",
         "Run",
+        "Questions",
+        "Generator",
+        "Made data",
     ]
     records = json.loads(printed("explain", "--json"))
-    assert [record["name"] for record in records] == list(RunConfig.model_fields)
+    assert [record["name"] for record in records] == [*RunConfig.model_fields, *GenerateConfig.model_fields]
     assert all(f" {name} " in text for name in RunConfig.model_fields)
 
 
@@ -127,7 +130,7 @@ def test_an_unknown_name_is_answered_with_a_suggestion() -> None:
 
 def test_the_tables_of_the_page_are_printed() -> None:
     assert printed("explain", "--markdown") == render_markdown()
-    assert render_markdown().count("\n| `") == len(RunConfig.model_fields)
+    assert render_markdown().count("\n| `") == len(RunConfig.model_fields) + len(GenerateConfig.model_fields)
 
 
 def test_the_schema_knows_every_setting_and_other_names_and_no_more() -> None:

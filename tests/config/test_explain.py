@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dylora_moe.config import Advice, RunConfig, explain, explain_all, load_recipe, make_config, remarks
+from dylora_moe.config import Advice, GenerateConfig, RunConfig, explain, explain_all, load_recipe, make_config, remarks
 from dylora_moe.config.explain import advice_of, shown
 from dylora_moe.config.presets import PRESETS, SCENARIOS, with_preset
 from dylora_moe.errors import ConfigError
@@ -44,8 +44,11 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 def test_all_settings_are_explained_once_in_order() -> None:
     groups = explain_all()
-    assert list(groups) == ["Model", "Data", "Skills", "Training", "Run"]
-    assert [setting.name for settings in groups.values() for setting in settings] == SETTINGS
+    assert list(groups) == ["Model", "Data", "Skills", "Training", "Run", "Questions", "Generator", "Made data"]
+    named = [setting.name for settings in groups.values() for setting in settings]
+    assert named == [*SETTINGS, *GenerateConfig.model_fields]
+    of_generation = [setting for group in ("Questions", "Generator", "Made data") for setting in groups[group]]
+    assert all(setting.allowed and setting.meaning.endswith(".") for setting in of_generation)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -6,7 +6,7 @@ import string
 import pytest
 
 from dylora_moe.config import ALIASES, RunConfig, unknown_dataset_key, unknown_setting, with_own_names
-from dylora_moe.config.names import REPLACED, likely_settings, setting_named
+from dylora_moe.config.names import REPLACED, TRAINING, likely_settings
 from dylora_moe.errors import ConfigError
 
 SETTINGS = list(RunConfig.model_fields)
@@ -21,7 +21,7 @@ def one_letter_off(name: str, draw: random.Random | None) -> set[str]:
         for letter in LETTERS if draw is None else [draw.choice(LETTERS)]:
             found |= {before + letter + after, before + letter + after[1:]}
         found |= {before + after[1:], before + after[1:2] + after[:1] + after[2:]}
-    return {word for word in found if setting_named(word) is None}
+    return {word for word in found if TRAINING.setting_named(word) is None}
 
 
 def share_suggested(draw: random.Random | None) -> dict[str, float]:

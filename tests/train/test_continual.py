@@ -260,6 +260,8 @@ def test_two_experts_become_one_where_there_is_no_room(stream: Callable[..., Run
     stages = sorted((config.run_dir / "stages").iterdir())
     merged = [load_file(stage / "final/experts/capitals/adapter_model.safetensors") for stage in stages[1:]]
     assert any(not torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
+    library, losses = load_library(config.run_dir).skills, result["summary"]["loss"]["matrix"][-1]
+    assert [skill.record.loss for skill in library.values()] == pytest.approx(losses, abs=1e-6)
 
 
 def test_a_merge_survives_a_stop(stream: Callable[..., RunConfig]) -> None:

@@ -17,6 +17,7 @@ _VERBS = {
     "chat": ("chat", "Ask a trained run something."),
     "experts": ("experts", "List, export, merge, remove and import experts; take a stream back."),
     "config": ("config", "Show, explain and check settings; presets of machines."),
+    "generate": ("generate", "Make data with a second model that answers questions."),
     "data": ("data", "List data sets, and look at what a recipe would train on."),
 }
 

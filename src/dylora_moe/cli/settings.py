@@ -8,31 +8,42 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from dylora_moe.config import ALIASES, RunConfig, load_recipe, make_config, split_list, with_own_names
+from dylora_moe.config import (
+    GENERATION,
+    TRAINING,
+    GenerateConfig,
+    Kind,
+    RunConfig,
+    load_recipe,
+    make_config,
+    make_generate_config,
+    split_list,
+    with_own_names,
+)
 from dylora_moe.config.explain import shown
-from dylora_moe.config.names import REPLACED
 from dylora_moe.config.presets import with_preset
 from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 
-_LISTS = ("datasets", "skills", "target_modules", "report_to")
+_LISTS = ("datasets", "skills", "target_modules", "report_to", "questions", "endpoints")
+_NUMBERS_BY_NAME = {"domain_weights": "A=2,B=1,...", "levels": "A1=40,A2=20,..."}
 
 
-def setting_options() -> list[click.Option]:
+def setting_options(kind: Kind = TRAINING) -> list[click.Option]:
     """One click option for each setting, and a hidden one for each other name of it; one not given yields nothing."""
-    fields = RunConfig.model_fields
+    fields = kind.settings.model_fields
     own = [_option(name, field) for name, field in fields.items()]
-    return own + [_option(alias, fields[name], setting=name) for alias, name in ALIASES.items()]
+    return own + [_option(alias, fields[name], setting=name) for alias, name in kind.aliases.items()]
 
 
-def given_settings(values: dict[str, Any]) -> dict[str, Any]:
+def given_settings(values: dict[str, Any], kind: Kind = TRAINING) -> dict[str, Any]:
     """The settings among a command's values that were really given, under our names.
 
     Raises:
         ConfigError: a setting was given under two names.
     """
-    known = {*RunConfig.model_fields, *ALIASES}
+    known = {*kind.settings.model_fields, *kind.aliases}
     given = {name: value for name, value in values.items() if name in known and value is not None}
-    return with_own_names(given, where="flags")
+    return with_own_names(given, where="flags", kind=kind)
 
 
 def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
@@ -41,39 +52,58 @@ def config_of(recipe: Path | None, values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: the recipe cannot be read, or a setting is unknown or out of range.
     """
-    stored = load_recipe(recipe) if recipe else {}
-    if recipe and "run_name" not in stored:
-        stored["run_name"] = recipe.stem
+    stored = _stored(recipe, TRAINING)
     return make_config(with_preset(stored, given_settings(values)), where=str(recipe) if recipe else "flags")
+
+
+def generate_config_of(recipe: Path | None, values: dict[str, Any]) -> GenerateConfig:
+    """A command's recipe of a generation, with the settings that were given as flags over it.
+
+    Raises:
+        ConfigError: the recipe cannot be read, or a setting is unknown or out of range.
+    """
+    stored = _stored(recipe, GENERATION) | given_settings(values, GENERATION)
+    return make_generate_config(stored, where=str(recipe) if recipe else "flags")
+
+
+def _stored(recipe: Path | None, kind: Kind) -> dict[str, Any]:
+    stored = load_recipe(recipe, kind) if recipe else {}
+    return {"run_name": recipe.stem, **stored} if recipe else stored
 
 
 class _SettingsCommand(click.Command):
     """A command that says what an unknown flag was meant to be."""
 
+    kind = TRAINING
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            raise click.UsageError(_unknown_flag(error.option_name, self.get_params(ctx)), ctx=ctx) from error
+            raise click.UsageError(
+                _unknown_flag(error.option_name, self.get_params(ctx), self.kind), ctx=ctx
+            ) from error
 
 
-def _unknown_flag(flag: str, parameters: list[click.Parameter]) -> str:
+def _unknown_flag(flag: str, parameters: list[click.Parameter], kind: Kind) -> str:
     name = plain_name(flag)
-    if name in REPLACED:
-        return f"there is no flag {flag}. {REPLACED[name]}"
+    if name in kind.replaced:
+        return f"there is no flag {flag}. {kind.replaced[name]}"
     spelt: dict[str, str] = {}
     for parameter in parameters:
         for option in (*parameter.opts, *parameter.secondary_opts) if isinstance(parameter, click.Option) else ():
             word, own = plain_name(option), str(parameter.name)
             # Another name of a setting follows the setting, and is answered with the setting's.
-            spelt.setdefault(word, spelt.get(word.replace(own, ALIASES.get(own, own)), option))
+            spelt.setdefault(word, spelt.get(word.replace(own, kind.aliases.get(own, own)), option))
     near = list(dict.fromkeys(spelt[word] for word in nearest(name, spelt)))
     return f"there is no flag {flag}. {did_you_mean(near) or '`dylora config explain` lists those of settings.'}"
 
 
-def recipe_command(name: str, callback: Callable[..., None], *options: click.Option) -> click.Command:
+def recipe_command(
+    name: str, callback: Callable[..., None], *options: click.Option, kind: Kind = TRAINING
+) -> click.Command:
     """A verb that takes a recipe, `--json`, its own options, and every setting as a flag."""
-    return _SettingsCommand(
+    command = _SettingsCommand(
         name,
         callback=callback,
         help=callback.__doc__,
@@ -81,9 +111,11 @@ def recipe_command(name: str, callback: Callable[..., None], *options: click.Opt
             click.Argument(["recipe"], required=False, type=click.Path(dir_okay=False, path_type=Path)),
             click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on standard output."),
             *options,
-            *setting_options(),
+            *setting_options(kind),
         ],
     )
+    command.kind = kind
+    return command
 
 
 def _option(name: str, field: FieldInfo, *, setting: str | None = None) -> click.Option:
@@ -108,8 +140,8 @@ def _reading(setting: str, kind: Any) -> dict[str, Any]:
     """How the text of a flag becomes the value of a setting that is no switch: what click.Option takes."""
     if setting in _LISTS:
         return {"callback": _as_list(setting), "metavar": "A,B,..."}
-    if setting == "domain_weights":
-        return {"callback": _as_weights, "metavar": "A=2,B=1,..."}
+    if setting in _NUMBERS_BY_NAME:
+        return {"callback": _as_weights, "metavar": _NUMBERS_BY_NAME[setting]}
     if get_origin(kind) is Literal:
         return {"metavar": "|".join(get_args(kind))}
     if isinstance(kind, tuple):

@@ -12,24 +12,29 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from dylora_moe.config.advice import Advice
 from dylora_moe.config.continual import ContinualSettings
 from dylora_moe.config.data import DataSettings
+from dylora_moe.config.generation import GeneratorSettings, KeepSettings, QuestionSettings
 from dylora_moe.config.model import ModelSettings
-from dylora_moe.config.names import ALIASES, setting_named, unknown_setting
+from dylora_moe.config.names import GENERATION, KINDS, TRAINING, Kind, unknown_setting
 from dylora_moe.config.running import RunSettings
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.config.spelling import plain_name
 from dylora_moe.config.training import TrainingSettings
 from dylora_moe.errors import ConfigError
 
-_GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("Model", ModelSettings),
-    ("Data", DataSettings),
-    ("Skills", ContinualSettings),
-    ("Training", TrainingSettings),
-    ("Run", RunSettings),
+_GROUPS: tuple[tuple[str, type[BaseModel], Kind], ...] = (
+    ("Model", ModelSettings, TRAINING),
+    ("Data", DataSettings, TRAINING),
+    ("Skills", ContinualSettings, TRAINING),
+    ("Training", TrainingSettings, TRAINING),
+    ("Run", RunSettings, TRAINING),
+    ("Questions", QuestionSettings, GENERATION),
+    ("Generator", GeneratorSettings, GENERATION),
+    ("Made data", KeepSettings, GENERATION),
 )
 
 _PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -59,7 +64,7 @@ class Explanation:
 
     Attributes:
         name: As in a recipe; a flag has two hyphens before it.
-        group: Which settings it stands with: Model, Data, Skills, Training or Run.
+        group: Which settings it stands with, such as Model or Training.
         meaning: Its help.
         allowed: What may be given, in words.
         default: As in a recipe; None where it is not given by default.
@@ -94,7 +99,7 @@ class Explanation:
 
 
 def explain(name: str) -> Explanation:
-    """What there is to know about a setting.
+    """What there is to know about a setting; one of training, where generation has one of that name, too.
 
     Args:
         name: Ours or another one; as a flag, with hyphens, too.
@@ -102,40 +107,44 @@ def explain(name: str) -> Explanation:
     Raises:
         ConfigError: there is no such setting.
     """
-    setting = setting_named(plain_name(name))
-    if setting is None:
-        raise ConfigError(unknown_setting(plain_name(name)))
-    field, advice = RunConfig.model_fields[setting], advice_of(setting)
+    for kind in KINDS:
+        if setting := kind.setting_named(plain_name(name)):
+            return _explain(setting, kind)
+    raise ConfigError(unknown_setting(plain_name(name)))
+
+
+def _explain(setting: str, kind: Kind) -> Explanation:
+    field, advice = kind.settings.model_fields[setting], advice_of(setting, kind)
     return Explanation(
         name=setting,
-        group=next(group for group, settings in _GROUPS if setting in settings.model_fields),
+        group=next(group for group, part, of in _GROUPS if of is kind and setting in part.model_fields),
         meaning=" ".join((field.description or "").split()),
-        allowed=allowed(setting),
-        default=RunConfig().model_dump(mode="json")[setting],
+        allowed=allowed(setting, kind),
+        default=to_jsonable_python(field.get_default(call_default_factory=True)),
         unit=advice.unit,
         low=advice.low,
         high=advice.high,
         more=advice.more,
         less=advice.less,
         note=advice.note,
-        aliases=tuple(alias for alias, meant in ALIASES.items() if meant == setting),
+        aliases=tuple(alias for alias, meant in kind.aliases.items() if meant == setting),
     )
 
 
 def explain_all() -> dict[str, list[Explanation]]:
     """Every setting by its group, in the order of their declaration."""
-    return {group: [explain(name) for name in settings.model_fields] for group, settings in _GROUPS}
+    return {group: [_explain(name, kind) for name in part.model_fields] for group, part, kind in _GROUPS}
 
 
-def advice_of(name: str) -> Advice:
+def advice_of(name: str, kind: Kind = TRAINING) -> Advice:
     """The advice in the annotation of a setting; an empty one where there is none."""
-    found = (part for part in RunConfig.model_fields[name].metadata if isinstance(part, Advice))
+    found = (part for part in kind.settings.model_fields[name].metadata if isinstance(part, Advice))
     return next(found, Advice())
 
 
-def allowed(name: str) -> str:
+def allowed(name: str, kind: Kind = TRAINING) -> str:
     """What may be given for a setting, in words that follow "must be"."""
-    return advice_of(name).values or _allowed(RunConfig.model_fields[name])
+    return advice_of(name, kind).values or _allowed(kind.settings.model_fields[name])
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -149,9 +158,9 @@ def _allowed(field: FieldInfo) -> str:
     return f"{text} {' and '.join(bounds)}" if bounds else text
 
 
-def words_of(name: str) -> list[str]:
+def words_of(name: str, kind: Kind = TRAINING) -> list[str]:
     """The words that may be given for a setting; empty for one that takes none in particular."""
-    return _words(RunConfig.model_fields[name].annotation)
+    return _words(kind.settings.model_fields[name].annotation)
 
 
 def _words(annotation: Any) -> list[str]:

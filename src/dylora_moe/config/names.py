@@ -1,11 +1,15 @@
 """Names of settings: ours, other names for them, names that need none, and what an unknown name was meant to be."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
+
 from dylora_moe.config.continual import SKILL_KEYS
 from dylora_moe.config.data import DATASET_KEYS
+from dylora_moe.config.generation import QUESTION_KEYS, GenerateConfig
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 from dylora_moe.errors import ConfigError
@@ -51,12 +55,46 @@ REPLACED: Mapping[str, str] = MappingProxyType(
 """A name that is known elsewhere and is no setting here -> what to do instead."""
 
 
-def setting_named(name: str) -> str | None:
-    """The setting that a name, ours or another one, stands for; None if it stands for none."""
-    return name if name in RunConfig.model_fields else ALIASES.get(name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of recipe.
+
+    Attributes:
+        verb: The command that takes it.
+        settings: All of them.
+        aliases: Another name -> the setting.
+        replaced: A name known elsewhere that is no setting -> what to do instead.
+    """
+
+    verb: str
+    settings: type[BaseModel]
+    aliases: Mapping[str, str]
+    replaced: Mapping[str, str]
+
+    def setting_named(self, name: str) -> str | None:
+        """The setting that a name, ours or another one, stands for; None if it stands for none."""
+        return name if name in self.settings.model_fields else self.aliases.get(name)
 
 
-def with_own_names(values: Mapping[str, Any], *, where: str = "settings") -> dict[str, Any]:
+TRAINING = Kind(verb="train", settings=RunConfig, aliases=ALIASES, replaced=REPLACED)
+GENERATION = Kind(
+    verb="generate",
+    settings=GenerateConfig,
+    aliases=MappingProxyType({"concurrency": "in_flight", "model": "generator", "num_samples": "total"}),
+    replaced=MappingProxyType(
+        {
+            "api_key": "A key stands in no file: set the environment variable that api_key_variable names.",
+            "base_url": "Write endpoints, a list of addresses.",
+            "max_new_tokens": "Levels of the prompt pack have max_tokens.",
+            "max_tokens": "Levels of the prompt pack have max_tokens.",
+            "temperature": "Levels of the prompt pack have a temperature.",
+        }
+    ),
+)
+KINDS = (TRAINING, GENERATION)
+
+
+def with_own_names(values: Mapping[str, Any], *, where: str = "settings", kind: Kind = TRAINING) -> dict[str, Any]:
     """The same settings, each under our name for it.
 
     Raises:
@@ -65,9 +103,9 @@ def with_own_names(values: Mapping[str, Any], *, where: str = "settings") -> dic
     named: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for name, value in values.items():
-        setting = setting_named(name)
+        setting = kind.setting_named(name)
         if setting is None:
-            raise ConfigError(f"{where}: {unknown_setting(name)}")
+            raise ConfigError(f"{where}: {unknown_setting(name, kind)}")
         if setting in named:
             raise ConfigError(f"{where}: {two_names(spelt[setting], name)}")
         named[setting], spelt[setting] = value, name
@@ -79,12 +117,16 @@ def two_names(first: str, second: str) -> str:
     return f"{first} and {second} are the same setting, got both. Keep one."
 
 
-def unknown_setting(name: str) -> str:
+def unknown_setting(name: str, kind: Kind = TRAINING) -> str:
     """What to say about a setting that does not exist."""
     plain = plain_name(name)
-    if plain in REPLACED:
-        return f"there is no setting {name!r}. {REPLACED[plain]}"
-    near = likely_settings(name)
+    if plain in kind.replaced:
+        return f"there is no setting {name!r}. {kind.replaced[plain]}"
+    near = likely_settings(name, kind)
+    for other in KINDS:
+        if other is not kind and other.setting_named(plain):
+            elsewhere = f"`dylora {other.verb}` has one: is this its recipe?"
+            return f"there is no setting {name!r}. {did_you_mean(near)} {elsewhere}".replace(".  ", ". ")
     return f"there is no setting {name!r}. {did_you_mean(near) or '`dylora config explain` lists them all.'}"
 
 
@@ -103,7 +145,13 @@ def unknown_skill_key(name: str) -> str:
     return f"a key of a skills entry must be one of {', '.join(SKILL_KEYS)}, got {name!r}. {hint}".strip()
 
 
-def likely_settings(name: str) -> list[str]:
+def unknown_question_key(name: str) -> str:
+    """What to say about a key of a `questions` entry that does not exist."""
+    hint = did_you_mean(nearest(name, QUESTION_KEYS))
+    return f"a key of a questions entry must be one of {', '.join(QUESTION_KEYS)}, got {name!r}. {hint}".strip()
+
+
+def likely_settings(name: str, kind: Kind = TRAINING) -> list[str]:
     """The settings that a mistyped name is likely to mean: none, one, or two that are as near as each other."""
-    near = nearest(name, [*RunConfig.model_fields, *ALIASES])
-    return list(dict.fromkeys(ALIASES.get(found, found) for found in near))
+    near = nearest(name, [*kind.settings.model_fields, *kind.aliases])
+    return list(dict.fromkeys(kind.aliases.get(found, found) for found in near))

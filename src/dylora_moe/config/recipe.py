@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dylora_moe.config.continual import SKILL_KEYS
 from dylora_moe.config.data import DATASET_KEYS
 from dylora_moe.config.explain import allowed, words_of
+from dylora_moe.config.generation import QUESTION_KEYS, GenerateConfig
 from dylora_moe.config.names import (
-    setting_named,
+    GENERATION,
+    TRAINING,
+    Kind,
     two_names,
     unknown_dataset_key,
+    unknown_question_key,
     unknown_setting,
     unknown_skill_key,
     with_own_names,
@@ -28,7 +32,7 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def load_recipe(path: Path) -> dict[str, Any]:
+def load_recipe(path: Path, kind: Kind = TRAINING) -> dict[str, Any]:
     """The settings of a recipe file, checked for unknown names, not yet for values.
 
     Raises:
@@ -45,14 +49,17 @@ def load_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} must hold settings as `name: value` lines, got {type(values).__name__}.")
-    _check_keys(path, root, setting_named, unknown_setting)
+    _check_keys(path, root, kind.setting_named, lambda key: unknown_setting(key, kind))
     for key, entries in root.value:
         if key.value == "datasets":
             _check_datasets(path, entries)
         if key.value == "skills":
             for entry in _mappings(entries):
                 _check_skill(path, entry)
-    return with_own_names({str(name): value for name, value in values.items()}, where=str(path))
+        if key.value == "questions":
+            for entry in _mappings(entries):
+                _check_keys(path, entry, lambda key: key if key in QUESTION_KEYS else None, unknown_question_key)
+    return with_own_names({str(name): value for name, value in values.items()}, where=str(path), kind=kind)
 
 
 def _mappings(node: yaml.Node) -> list[yaml.MappingNode]:
@@ -100,14 +107,27 @@ def make_config(values: Mapping[str, Any], *, where: str = "settings") -> RunCon
     Raises:
         ConfigError: an unknown setting, a value out of range, or a combination that cannot work.
     """
-    named = with_own_names(values, where=where)
+    return cast(RunConfig, _make(values, where, TRAINING))
+
+
+def make_generate_config(values: Mapping[str, Any], *, where: str = "settings") -> GenerateConfig:
+    """Settings -> a checked generation.
+
+    Raises:
+        ConfigError: an unknown setting, a value out of range, or a combination that cannot work.
+    """
+    return cast(GenerateConfig, _make(values, where, GENERATION))
+
+
+def _make(values: Mapping[str, Any], where: str, kind: Kind) -> BaseModel:
+    named = with_own_names(values, where=where, kind=kind)
     try:
-        return RunConfig(**named)
+        return kind.settings(**named)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(error.errors(), named))) from error
+        raise ConfigError(f"{where}: " + "; ".join(_explain(error.errors(), named, kind))) from error
 
 
-def _explain(problems: Iterable[Any], values: Mapping[str, Any]) -> list[str]:
+def _explain(problems: Iterable[Any], values: Mapping[str, Any], kind: Kind) -> list[str]:
     """One sentence for each setting that is wrong, however many of its types refused it."""
     told: dict[str, dict[str, str]] = {}
     for problem in problems:
@@ -116,17 +136,17 @@ def _explain(problems: Iterable[Any], values: Mapping[str, Any]) -> list[str]:
             continue
         name, *path = problem["loc"]
         place, value = _place(values[name], path)
-        must = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else f"must be {allowed(name)}"
-        told.setdefault(name, {})[place] = f"{name} {must}, got {value!r}{place}{_meant(name, value)}"
+        must = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else f"must be {allowed(name, kind)}"
+        told.setdefault(name, {})[place] = f"{name} {must}, got {value!r}{place}{_meant(name, value, kind)}"
     for places in told.values():
         if len(places) > 1:  # of a wrong part and the whole, the part says more
             places.pop("", None)
     return [sentence for places in told.values() for sentence in places.values()]
 
 
-def _meant(name: str, value: Any) -> str:
+def _meant(name: str, value: Any, kind: Kind) -> str:
     """The word of a setting that a mistyped one is nearest to, as a question; empty where there is none."""
-    question = did_you_mean(nearest(value, words_of(name))) if isinstance(value, str) else ""
+    question = did_you_mean(nearest(value, words_of(name, kind))) if isinstance(value, str) else ""
     return f" ({question[0].lower()}{question[1:]})" if question else ""
 
 
@@ -141,6 +161,6 @@ def _place(value: Any, path: Iterable[int | str]) -> tuple[str, Any]:
     return words, value
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: BaseModel) -> str:
     """All settings, resolved and complete, as a recipe that makes the same run again."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

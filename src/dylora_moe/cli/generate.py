@@ -1,0 +1,99 @@
+"""`dylora generate RECIPE [--setting value ...]`"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dylora_moe.cli.settings import generate_config_of, recipe_command
+from dylora_moe.cli.show import consoles
+from dylora_moe.config import GENERATION
+from dylora_moe.train.stopping import StopSignals
+
+_LINE_EVERY_S = 10.0
+
+
+def _generate(recipe: Path | None, as_json: bool, retry: bool, **settings: Any) -> None:
+    """Make data with a second model: ask it the questions of a recipe, and keep the answers that pass.
+
+    Every request and every answer is in the run's log. A run that was stopped goes on with the same command.
+    """
+    config = generate_config_of(recipe, settings)
+    from dylora_moe.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from dylora_moe.generate.run import Hooks, generate
+
+    console = consoles(as_json)
+    console.print(f"Data [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
+    with StopSignals() as stop, stop.deferred():
+        hooks = Hooks(
+            tell=lambda line: console.print(line, highlight=False, markup=False),
+            progress=_Progress(console, config.input_price, config.output_price),
+            check=stop.check,
+        )
+        result = generate(config, hooks, retry=retry)
+    _show(console, result)
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+
+
+class _Progress:
+    """A line now and then: rows, rate, what is left, tokens, cost."""
+
+    def __init__(self, console: Console, input_price: float, output_price: float) -> None:
+        self._console, self._prices, self._last = console, (input_price, output_price), time.monotonic()
+
+    def __call__(self, total: int, tally: Any) -> None:
+        now = time.monotonic()
+        if now - self._last < _LINE_EVERY_S and tally.rows < total:
+            return
+        self._last = now
+        seconds = max(now - tally.began, 1e-9)
+        rate = tally.rows / seconds
+        left = f"{(total - tally.rows) / rate:,.0f} s left" if rate else "no row yet"
+        cost = (tally.tokens_in * self._prices[0] + tally.tokens_out * self._prices[1]) / 1e6
+        self._console.print(
+            f"{tally.rows:,} of {total:,} rows, {tally.set_aside:,} set aside; {rate:,.1f} rows/s, "
+            f"{tally.tokens_out / seconds:,.0f} tokens/s, {left}" + (f", cost {cost:,.2f}" if cost else ""),
+            highlight=False,
+        )
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    table = Table(title="Rows", title_justify="left")
+    for column in ("level", "asked for", "passed", "share"):
+        table.add_column(column, justify="left" if column == "level" else "right")
+    for level, counts in result["levels"].items():
+        share = counts["passed"] / counts["asked"] if counts["asked"] else 0.0
+        table.add_row(level, f"{counts['asked']:,}", f"{counts['passed']:,}", f"{share:.0%}")
+    console.print(table)
+    rows = result["rows"]
+    console.print(
+        f"{rows['passed']:,} of {rows['planned']:,} rows passed, {rows['set_aside']:,} are set aside; "
+        f"{rows['authentic']:,} authentic answers are kept. {rows['train']:,} rows to train on, "
+        f"{rows['validation']:,} to validate on, in {result['run']}/data.",
+        highlight=False,
+    )
+    for name, what in (
+        ("set_aside", "Set aside"),
+        ("refused_answers", "Answers that did not pass"),
+        ("failures", "Failed"),
+    ):
+        if result[name]:
+            told = ", ".join(
+                f"{reason} {count:,}" for reason, count in sorted(result[name].items(), key=lambda x: -x[1])
+            )
+            console.print(f"{what}: {told}.", highlight=False, markup=False)
+
+
+command = recipe_command(
+    "generate",
+    _generate,
+    click.Option(["--retry"], is_flag=True, help="Try rows again that were set aside."),
+    kind=GENERATION,
+)

@@ -1,0 +1,191 @@
+"""Servers with OpenAI's chat interface: one model on one machine or on several."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from dylora_moe.errors import GeneratorError
+from dylora_moe.generate.clients.base import Failure, Reply, Request
+
+# No request to this address, with this key or of this model will be taken.
+_REFUSED = {401, 403, 404, 405}
+# This request will not be.
+_UNFIT = {400, 413, 422}
+_MAX_REPLY_BYTES = 4_000_000
+_CONNECT_S = 10.0
+
+
+class EndpointClient:
+    """Sends each request to the machine with the fewest in flight; one that failed rests a little.
+
+    Args:
+        urls: Addresses as vLLM and others print them, `http://host:8000/v1`.
+        model: As the servers call it.
+        key_variable: Name of the environment variable that holds the key; no key is sent where it is not set.
+        timeout_s: Longest wait for one answer.
+        in_flight: Connections to hold.
+        requests_per_minute: Not to be exceeded, over all machines; None for no limit.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        *,
+        key_variable: str,
+        timeout_s: float,
+        in_flight: int,
+        requests_per_minute: float | None = None,
+    ) -> None:
+        key = os.environ.get(key_variable)
+        self._model, self._key_variable = model, key_variable
+        self._machines = [_Machine(url.rstrip("/")) for url in urls]
+        self._pace = _Pace(requests_per_minute)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None),
+            limits=httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def complete(self, request: Request) -> Reply:
+        """One answer of the least busy machine; see `Client`."""
+        await self._pace.turn()
+        machine = min(self._machines, key=lambda each: (each.rests_until > time.monotonic(), each.in_flight))
+        if (rest := machine.rests_until - time.monotonic()) > 0:
+            await asyncio.sleep(rest)
+        machine.in_flight += 1
+        try:
+            reply = await self._ask(machine.url, request)
+        except Failure as failure:
+            if not failure.is_final:
+                machine.rest(failure.wait_s)
+            raise
+        finally:
+            machine.in_flight -= 1
+        machine.failures = 0
+        return reply
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._http.aclose()
+
+    async def _ask(self, url: str, request: Request) -> Reply:
+        body = {
+            "model": self._model,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+        }
+        try:
+            async with self._http.stream("POST", f"{url}/chat/completions", json=body) as response:
+                content = await _read(response, url)
+        except httpx.TimeoutException as error:
+            raise Failure("no answer in time", where=url) from error
+        except httpx.InvalidURL as error:
+            raise GeneratorError(f"{url} must be an address such as http://localhost:8000/v1: {error}.") from error
+        except httpx.HTTPError as error:
+            raise Failure(f"connection: {type(error).__name__}", where=url) from error
+        if response.status_code in _REFUSED:
+            raise GeneratorError(self._refusal(url, response.status_code, content))
+        if response.status_code in _UNFIT:
+            said = " ".join(content.decode("utf-8", "replace").split())[:200]
+            raise Failure(f"HTTP {response.status_code}: {said}", where=url, is_final=True)
+        if response.status_code != 200:
+            wait = _retry_after(response.headers.get("retry-after"))
+            raise Failure(f"HTTP {response.status_code}", where=url, wait_s=wait)
+        return _parse(content, url)
+
+    def _refusal(self, url: str, status: int, content: bytes) -> str:
+        said = content.decode("utf-8", "replace").strip()[:300]
+        todo = {
+            401: f"Set the environment variable {self._key_variable} to a key that it takes.",
+            403: f"Set the environment variable {self._key_variable} to a key that may use this model.",
+            404: "Look whether the address ends as the server says (often /v1), and whether it has this model.",
+        }.get(status, "It says why.")
+        return f"{url} must take requests for {self._model}, and it refuses them with HTTP {status}: {said!r}. {todo}"
+
+
+class _Machine:
+    """One address: what it is busy with, and how long it is left alone after failures in a row."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.in_flight, self.failures, self.rests_until = url, 0, 0, 0.0
+
+    def rest(self, asked: float | None) -> None:
+        self.failures += 1
+        # One lost request of many says nothing about the machine; several in a row do.
+        own = 0.0 if self.failures < 3 else min(30.0, 0.05 * 2 ** min(self.failures, 10))
+        self.rests_until = time.monotonic() + max(asked or 0.0, own)
+
+
+class _Pace:
+    """Lets requests through at most so often."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        if not self._gap:
+            return
+        now = time.monotonic()
+        at = max(self._next, now)
+        self._next = at + self._gap
+        await asyncio.sleep(at - now)
+
+
+async def _read(response: httpx.Response, url: str) -> bytes:
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > _MAX_REPLY_BYTES:
+            raise Failure("an answer of more than 4 MB", where=url)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _parse(content: bytes, url: str) -> Reply:
+    try:
+        record = json.loads(content)
+        choice = record["choices"][0]
+        text, usage = choice["message"]["content"], record.get("usage") or {}
+        if not isinstance(text, str):
+            raise TypeError("content is no text")
+        return Reply(
+            text=text.encode("utf-8", "replace").decode(),  # halves of surrogate pairs, which JSON can spell
+            is_whole=choice.get("finish_reason") != "length",
+            tokens_in=_count(usage, "prompt_tokens"),
+            tokens_out=_count(usage, "completion_tokens"),
+            where=url,
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Failure("a malformed answer", where=url) from error
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds, from a number of them or a date; what is neither is no wish."""
+    if not header:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

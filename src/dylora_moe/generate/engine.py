@@ -1,0 +1,200 @@
+"""Planned rows, many at a time, until each has passed or is set aside. What it learns goes into the log first."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dylora_moe.errors import GeneratorError
+from dylora_moe.generate.clients import Client, Failure, Reply, Request
+from dylora_moe.generate.journal import Journal
+from dylora_moe.generate.rows import Limits, RowState, advance
+
+# Of waits after failures: the second is twice the first, up to the longest, drawn anew so that requests do not meet.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A row to make.
+
+    Attributes:
+        id: Of its content, by which the log knows it.
+        ask: Reasons why the last answer did not pass, and how many came before -> what to send.
+        judge: An answer -> reasons why it does not pass, none where it does.
+    """
+
+    id: str
+    ask: Callable[[Sequence[str], int], Request]
+    judge: Callable[[Reply], Sequence[str]]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since this process began, for people who wait."""
+
+    passed: int = 0
+    set_aside: int = 0
+    requests: int = 0
+    failures: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def rows(self) -> int:
+        """That came to their end."""
+        return self.passed + self.set_aside
+
+
+class _Health:
+    """Whether the generator answers at all; while it does not, one request at a time asks again.
+
+    Args:
+        failures: In a row, of all requests, from which on it is taken for down.
+        patience_s: That it may be down.
+        first_wait_s: Before it is asked again.
+    """
+
+    def __init__(self, *, failures: int, patience_s: float, first_wait_s: float) -> None:
+        self._most, self._patience_s, self._first_wait_s = failures, patience_s, first_wait_s
+        self._in_a_row, self._asked, self._since = 0, 0, 0.0
+        self._one = asyncio.Lock()
+
+    @property
+    def is_down(self) -> bool:
+        return self._in_a_row >= self._most
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """A request's time: at once, or alone and after a wait where the generator is down."""
+        if not self.is_down:
+            yield
+            return
+        async with self._one:
+            if self.is_down:
+                await asyncio.sleep(min(self._first_wait_s * 2 ** min(self._asked, 20), _LONGEST_WAIT_S))
+                self._asked += 1
+            yield
+
+    def answered(self) -> None:
+        self._in_a_row = self._asked = 0
+
+    def failed(self, failure: Failure) -> None:
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            self._since = time.monotonic()
+        down_s = time.monotonic() - self._since
+        if self.is_down and down_s > self._patience_s:
+            raise GeneratorError(
+                f"the generator must answer now and then, and the last {self._in_a_row} requests failed in "
+                f"{down_s:.0f} s, the last at {failure.where}: {failure.reason}. Nothing is lost: see that it runs, "
+                "and start the same command."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Runs jobs with a client.
+
+    Attributes:
+        client: Answers.
+        journal: Open.
+        limits: How often a row is tried.
+        in_flight: Requests at a time.
+        patience_s: That the generator may be down before this gives up.
+        check: Raises where a signal asked to end; called a few times a second.
+        tell: Takes the tally, a few times a second.
+        first_wait_s: After a failed request, before the next.
+    """
+
+    client: Client
+    journal: Journal
+    limits: Limits
+    in_flight: int
+    patience_s: float
+    check: Callable[[], None] = lambda: None
+    tell: Callable[[Tally], None] = lambda tally: None
+    first_wait_s: float = _FIRST_WAIT_S
+
+    def run(self, jobs: Sequence[Job], states: Mapping[str, RowState]) -> dict[str, RowState]:
+        """Work on the open ones, and return the states of all.
+
+        Args:
+            jobs: In the order in which they are begun.
+            states: Of those that the log knows.
+
+        Raises:
+            GeneratorError: The generator will not answer, or has not for longer than `patience_s`.
+        """
+        found = {job.id: states.get(job.id, RowState()) for job in jobs}
+        asyncio.run(self._run([job for job in jobs if found[job.id].end is None], found))
+        return found
+
+    async def _run(self, waiting: Sequence[Job], states: dict[str, RowState]) -> None:
+        tally, queue = Tally(), iter(waiting)
+        health = _Health(
+            # Fewer than would set a row aside, however they fall.
+            failures=min(2 * self.in_flight + 8, max(1, self.limits.tries - 1) * self.in_flight),
+            patience_s=self.patience_s,
+            first_wait_s=self.first_wait_s,
+        )
+
+        async def work() -> None:
+            for job in queue:  # shared: each takes the next
+                await self._finish(job, states, tally, health)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(self.in_flight, len(waiting)))]
+        try:
+            pending = set(workers)
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=_LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
+                self.tell(tally)
+                self.check()
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self.client.close()
+
+    async def _finish(self, job: Job, states: dict[str, RowState], tally: Tally, health: _Health) -> None:
+        while (state := states[job.id]).end is None:
+            async with health.turn():
+                event, wait = await self._try(job, state, tally, health)
+            self.journal.add(event)
+            states[job.id] = state = advance(state, event, self.limits)
+            if wait and state.end is None:
+                await asyncio.sleep(wait)
+        tally.passed += states[job.id].end == "passed"
+        tally.set_aside += states[job.id].end == "set_aside"
+
+    async def _try(self, job: Job, state: RowState, tally: Tally, health: _Health) -> tuple[dict[str, Any], float]:
+        """One request -> its event, and seconds to wait before the next."""
+        began = time.monotonic()
+        event: dict[str, Any] = {"id": job.id, "time": round(time.time(), 3)}
+        tally.requests += 1
+        try:
+            reply = await self.client.complete(job.ask(state.reasons if state.answers else (), state.answers))
+        except Failure as failure:
+            tally.failures += 1
+            event |= {"kind": "failure", "reasons": [failure.reason], "where": failure.where}
+            event["seconds"] = round(time.monotonic() - began, 3)
+            if failure.is_final:
+                return event | {"final": True}, 0.0
+            health.failed(failure)
+            if health.is_down:
+                return event | {"outage": True}, 0.0
+            wait = self.first_wait_s * 2 ** min(state.failures, 20) * random.uniform(0.5, 1.5)
+            return event, max(min(wait, _LONGEST_WAIT_S), failure.wait_s or 0.0)
+        health.answered()
+        tally.tokens_in += reply.tokens_in or 0
+        tally.tokens_out += reply.tokens_out or 0
+        event |= {"kind": "answer", "text": reply.text, "reasons": list(job.judge(reply))}
+        event |= {"seconds": round(time.monotonic() - began, 3), "where": reply.where}
+        return event | {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}, 0.0

@@ -1,0 +1,95 @@
+"""What came of a generation: rows to train on, a side for validation, and the figures that a data card has."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dylora_moe.data.example import Message
+from dylora_moe.generate.questions import Question
+
+Origin = Literal["authentic", "generated"]
+Side = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeRow:
+    """A row of the data.
+
+    Attributes:
+        id: Of what was asked, and of whom.
+        level: That was asked for; None for an authentic answer, which nobody asked for at a level.
+        question: That it answers.
+        answer: Word for word as it came.
+        origin: Who wrote it.
+        reasons: Why it did not pass; none where it did.
+    """
+
+    id: str
+    level: str | None
+    question: Question
+    answer: str
+    origin: Origin
+    reasons: tuple[str, ...] = ()
+
+
+def authentic_rows(questions: Iterable[Question]) -> list[MadeRow]:
+    """What people answered, never rewritten."""
+    return [
+        MadeRow(
+            id=_digest("authentic", *(turn.content for turn in question.messages), answer)[:16],
+            level=None,
+            question=question,
+            answer=answer,
+            origin="authentic",
+        )
+        for question in questions
+        for answer in question.answers
+    ]
+
+
+def side_of(question: Question, *, validation_split: float, seed: int) -> Side:
+    """Which side all rows of a question are on, by its words alone, whatever else there is."""
+    digest = _digest(str(seed), *(" ".join(turn.content.lower().split()) for turn in question.messages))
+    return "validation" if int(digest[:12], 16) < validation_split * 16**12 else "train"
+
+
+def as_record(row: MadeRow, before: Sequence[Message], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a line of JSON: `messages`, and where it comes from.
+
+    Args:
+        row: The row.
+        before: Messages that stand before the conversation.
+        provenance: Of what was generated: model, prompts.
+    """
+    turns = [*before, *row.question.messages, Message(role="assistant", content=row.answer)]
+    record: dict[str, Any] = {
+        "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+        "id": row.id,
+        "level": row.level,
+        "origin": row.origin,
+        "source": row.question.source,
+        "licence": row.question.licence,
+    }
+    if row.origin == "generated":
+        record |= provenance
+    if row.reasons:
+        record["reasons"] = list(row.reasons)
+    return record
+
+
+def distinct(answers: Sequence[str], n: int) -> float:
+    """Share of runs of n words that are different from each other, 0 to 1; higher is more varied.
+
+    Source: Li and others, A Diversity-Promoting Objective Function for Neural Conversation Models, 2016.
+    """
+    found: Counter[tuple[str, ...]] = Counter()
+    for answer in answers:
+        words = answer.lower().split()
+        found.update(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
+    return len(found) / found.total() if found else 0.0
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "replace")).hexdigest()

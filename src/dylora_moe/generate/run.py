@@ -1,0 +1,337 @@
+"""THE PAGE of making data: questions, plan, answers until every row has passed or is set aside, rows, card."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from dylora_moe.config import KEEP_ANSWERS, GenerateConfig, to_yaml
+from dylora_moe.data.example import Example
+from dylora_moe.data.registry import registry_of
+from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
+from dylora_moe.errors import ConfigError, RunError
+from dylora_moe.generate.checks import REASONS, check_answer
+from dylora_moe.generate.clients import Client, Reply, Request
+from dylora_moe.generate.clients.endpoint import EndpointClient
+from dylora_moe.generate.engine import Engine, Job, Tally
+from dylora_moe.generate.families import check_families
+from dylora_moe.generate.journal import Journal
+from dylora_moe.generate.packs import Pack, load_pack
+from dylora_moe.generate.plan import Planned, make_plan, share_out
+from dylora_moe.generate.questions import Cleaned, Question, collect
+from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, distinct, side_of
+from dylora_moe.generate.rows import Limits, RowState, advance
+from dylora_moe.run_dir import CONFIG, RESULT, RunDir
+
+LOG = "requests.jsonl"
+DATA_FOLDER = "data"
+# Settings that say how answers are got, not which.
+_MAY_CHANGE = {
+    "endpoints",
+    "api_key_variable",
+    "in_flight",
+    "requests_per_minute",
+    "timeout",
+    "max_tries",
+    "patience",
+    "generation_batch_size",
+    "input_price",
+    "output_price",
+    "max_regenerations",
+    "keep",
+    "validation_split",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What happens beside the work.
+
+    Attributes:
+        tell: Takes a line for a person.
+        progress: Takes rows in all, and what happened since the start, a few times a second.
+        check: Raises where a signal asked to end.
+    """
+
+    tell: Callable[[str], None] = lambda line: None
+    progress: Callable[[int, Tally], None] = lambda total, tally: None
+    check: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A row, planned, with what it is known by.
+
+    Attributes:
+        id: Hash of what is sent first, and to whom.
+        planned: Question and level.
+        question: The former.
+    """
+
+    id: str
+    planned: Planned
+    question: Question
+
+
+@dataclass(slots=True)
+class _Prepared:
+    pack: Pack
+    counts: Cleaned
+    questions: list[Question]
+    work: list[Work] = field(default_factory=list)
+
+
+def generate(
+    config: GenerateConfig, hooks: Hooks, *, retry: bool = False, client: Client | None = None
+) -> dict[str, Any]:
+    """Make the data of a recipe, and return the result record. What a stopped run has made is not made again.
+
+    Args:
+        config: The recipe.
+        hooks: What happens beside the work.
+        retry: Try rows again that were set aside.
+        client: Who answers; by default as the recipe says.
+
+    Raises:
+        DyLoraError: A setting, a question or a generator that cannot work; nothing that was made is lost.
+    """
+    made = prepare(config, hooks.tell)
+    run = RunDir(config.run_dir)
+    with run.locked():
+        _claim(run, config)
+        limits = Limits(regenerations=config.max_regenerations, tries=config.max_tries)
+        with Journal(run / LOG) as journal:
+            states = _replay(journal, [work.id for work in made.work], limits)
+            if retry:
+                _reopen(journal, states, limits)
+            jobs = [_job(config, made.pack, work) for work in made.work]
+            done = sum(state.end is not None for state in states.values())
+            hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
+            if done < len(jobs):
+                engine = Engine(
+                    client=client or make_client(config),
+                    journal=journal,
+                    limits=limits,
+                    in_flight=config.in_flight,
+                    patience_s=config.patience,
+                    check=hooks.check,
+                    tell=partial(hooks.progress, len(jobs) - done),
+                )
+                states = engine.run(jobs, states)
+            events = list(journal.events())
+        result = _write(run, config, made, states, events)
+        run.write(RESULT, result)
+        return result
+
+
+def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> _Prepared:
+    """Questions and plan; nothing is asked yet.
+
+    Raises:
+        ConfigError: The pack has no such level, a level has more rows than there are questions, or generator and base
+            are of one family.
+        DataError: A source of questions cannot be read.
+    """
+    check_families(config.generator, config.for_base, allowed=config.allow_same_family)
+    pack = load_pack(config.prompts)
+    levels = config.levels or {name: level.rows for name, level in pack.levels.items()}
+    if unknown := [name for name in levels if name not in pack.levels]:
+        raise ConfigError(
+            f"levels must be among {', '.join(pack.levels)} of the prompt pack {pack.name}, got {unknown[0]!r}."
+        )
+    if config.total is not None:
+        levels = share_out(levels, config.total)
+    examples, keep_answers = _read(config, tell)
+    questions, counts = collect(examples, keep_answers=keep_answers, max_chars=config.max_question_chars)
+    if not questions:
+        raise ConfigError("questions must hold a question that can be asked, got none.")
+    made = _Prepared(pack=pack, counts=counts, questions=questions)
+    plan = make_plan([question.source for question in questions], levels, seed=config.seed)
+    for planned in plan:
+        question = questions[planned.question]
+        made.work.append(Work(id=_identify(config, pack, planned.level, question), planned=planned, question=question))
+    return made
+
+
+def make_client(config: GenerateConfig) -> Client:
+    """Who answers, as the recipe says."""
+    if not config.endpoints:
+        raise ConfigError("endpoints must be given: a generator in this process is still to come.")
+    return EndpointClient(
+        config.endpoints,
+        config.generator,
+        key_variable=config.api_key_variable,
+        timeout_s=config.timeout,
+        in_flight=config.in_flight,
+        requests_per_minute=config.requests_per_minute,
+    )
+
+
+def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
+    examples: list[Example] = []
+    keep_answers: dict[str, bool] = {}
+    registry = registry_of(None)
+    for entry in config.questions:
+        keeps = bool(entry.get(KEEP_ANSWERS, False)) if isinstance(entry, Mapping) else False
+        bare = (
+            {key: value for key, value in entry.items() if key != KEEP_ANSWERS} if isinstance(entry, Mapping) else entry
+        )
+        spec, found = parse_dataset_spec(bare, registry), list[Example]()
+        read_source(
+            spec,
+            seed=config.seed,
+            add=lambda item, found=found: found.append(item.example) if item.split == "train" else None,
+            registry=registry,
+        )
+        drawn = [found[place] for place in draw_rows(spec, len(found), seed=config.seed)]
+        tell(f"{drawn[0].source}: {len(drawn):,} rows.")
+        examples += drawn
+        keep_answers |= {example.source: keep_answers.get(example.source, False) or keeps for example in drawn}
+    return examples, keep_answers
+
+
+def _identify(config: GenerateConfig, pack: Pack, level: str, question: Question) -> str:
+    sampling = pack.levels[level]
+    sent = [(turn.role, turn.content) for turn in pack.messages(level, question.messages)]
+    whole = [config.generator, config.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sent]
+    return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
+    level = pack.levels[work.planned.level]
+
+    def ask(reasons: Sequence[str], answers: int) -> Request:
+        said = " ".join(REASONS.get(reason, reason) for reason in reasons)
+        return Request(
+            messages=pack.messages(work.planned.level, work.question.messages, reasons=said),
+            max_tokens=level.max_tokens,
+            temperature=level.temperature,
+            top_p=level.top_p,
+            seed=(int(work.id[:8], 16) + answers) % 2**31,
+        )
+
+    def judge(reply: Reply) -> list[str]:
+        return check_answer(reply, work.question, pack.answers_in)
+
+    return Job(id=work.id, ask=ask, judge=judge)
+
+
+def _claim(run: RunDir, config: GenerateConfig) -> None:
+    if run.is_empty:
+        run.write(CONFIG, to_yaml(config))
+        return
+    if not (run / CONFIG).is_file() or not ((run / LOG).is_file() or len(list(run.path.iterdir())) <= 3):
+        raise RunError(
+            f"a run folder must be new or empty, and {run.path} holds something else. Choose another --run_name; "
+            "nothing was changed."
+        )
+    import yaml
+
+    then = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    changed = [name for name in now if name not in _MAY_CHANGE and then.get(name) != now[name]]
+    if changed:
+        raise RunError(
+            f"{run.path} holds a generation with other settings: {', '.join(changed)}. Go on with its own, or choose "
+            "another --run_name."
+        )
+    run.write(CONFIG, to_yaml(config))
+
+
+def _replay(journal: Journal, ids: Iterable[str], limits: Limits) -> dict[str, RowState]:
+    states = {id: RowState() for id in ids}
+    for event in journal.events():
+        if event["id"] in states:
+            states[event["id"]] = advance(states[event["id"]], event, limits)
+    return states
+
+
+def _reopen(journal: Journal, states: dict[str, RowState], limits: Limits) -> None:
+    for id, state in states.items():
+        if state.end == "set_aside":
+            event = {"id": id, "kind": "reopened"}
+            journal.add(event)
+            states[id] = advance(state, event, limits)
+
+
+def _write(
+    run: RunDir,
+    config: GenerateConfig,
+    made: _Prepared,
+    states: Mapping[str, RowState],
+    events: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The data, from the states, and the figures."""
+    rows = authentic_rows(made.questions)
+    for work in made.work:
+        state = states[work.id]
+        if state.answer is None or (state.end != "passed" and config.keep == "pass"):
+            continue
+        rows.append(
+            MadeRow(
+                id=work.id,
+                level=work.planned.level,
+                question=work.question,
+                answer=state.answer,
+                origin="generated",
+                reasons=state.reasons if state.end != "passed" else (),
+            )
+        )
+    provenance = {
+        "generator": config.generator,
+        "prompts": f"{made.pack.name}@{made.pack.version}",
+        "seed": config.seed,
+    }
+    sides: dict[str, list[str]] = {"train": [], "validation": []}
+    for row in rows:
+        before = made.pack.row(row.level) if row.level is not None else ()
+        side = side_of(row.question, validation_split=config.validation_split, seed=config.seed)
+        sides[side].append(json.dumps(as_record(row, before, provenance), ensure_ascii=False) + "\n")
+    for side, lines in sides.items():
+        run.write(f"{DATA_FOLDER}/{side}.jsonl", "".join(lines).encode("utf-8", "replace"))
+    return _figures(config, made, states, events, rows, {side: len(lines) for side, lines in sides.items()})
+
+
+def _figures(
+    config: GenerateConfig,
+    made: _Prepared,
+    states: Mapping[str, RowState],
+    events: Sequence[Mapping[str, Any]],
+    rows: Sequence[MadeRow],
+    sides: Mapping[str, int],
+) -> dict[str, Any]:
+    ended = Counter(state.end for state in states.values())
+    asked = Counter(work.planned.level for work in made.work)
+    passed = Counter(work.planned.level for work in made.work if states[work.id].end == "passed")
+    answers = [row.answer for row in rows if row.origin == "generated"]
+    tokens_in, tokens_out = (sum(event.get(name) or 0 for event in events) for name in ("tokens_in", "tokens_out"))
+    return {
+        "run": str(config.run_dir),
+        "generator": config.generator,
+        "prompts": {"pack": made.pack.name, "version": made.pack.version},
+        "questions": asdict(made.counts) | {"kept": len(made.questions)},
+        "rows": {
+            "planned": len(made.work),
+            "passed": ended["passed"],
+            "set_aside": ended["set_aside"],
+            "authentic": sum(row.origin == "authentic" for row in rows),
+            **sides,
+        },
+        "levels": {level: {"asked": asked[level], "passed": passed[level]} for level in asked},
+        "set_aside": dict(
+            Counter(reason for state in states.values() if state.end == "set_aside" for reason in state.reasons)
+        ),
+        "refused_answers": dict(
+            Counter(reason for event in events if event["kind"] in ("answer", "review") for reason in event["reasons"])
+        ),
+        "failures": dict(Counter(event["reasons"][0] for event in events if event["kind"] == "failure")),
+        "requests": sum(event["kind"] in ("answer", "failure") for event in events),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "cost": (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6,
+        "distinct_1": distinct(answers, 1),
+        "distinct_2": distinct(answers, 2),
+    }

@@ -1,0 +1,109 @@
+"""A server with OpenAI's chat interface that answers at once, or fails as it is told to. A process of its own.
+
+    python -m tests.generate.stub '{"faults": {"429": 0.1, "cut": 0.05}, "delay_s": 0.0, "seed": 0}'
+
+It prints its port, then answers until it is ended. Faults, each with its share of the requests: `429`, `500`, `401`,
+`slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none), `empty` (no
+choices), `long` (cut at max_tokens), `english`. `/requests` gives how many requests came.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import zlib
+from typing import Any
+
+WORDS = """
+il la un una casa libro scuola amico giorno tempo parola lingua verbo nome frase esempio
+significa usiamo diciamo spesso quando perché molto bene ancora sempre insieme italiano facile
+bella nuovo grande piccolo sera mattina strada città mare sole
+""".split()  # noqa: SIM905
+
+
+def answer_of(body: dict[str, Any]) -> str:
+    """Twelve Italian words that the messages and the seed decide."""
+    draw = random.Random(zlib.crc32(json.dumps([body["messages"], body.get("seed")]).encode()))
+    return " ".join(["In italiano", *draw.choices(WORDS, k=12)]) + "."
+
+
+class Stub:
+    def __init__(self, faults: dict[str, float], delay_s: float, seed: int) -> None:
+        self.faults, self.delay_s, self.draw, self.requests = faults, delay_s, random.Random(seed), 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self.one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        length = next((int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length")), 0)
+        raw = await reader.readexactly(length)
+        if lines[0].startswith("GET /requests"):
+            await send(writer, 200, str(self.requests).encode())
+            return True
+        self.requests += 1
+        body = json.loads(raw)
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        fault = self.choose()
+        if fault == "slow":
+            await asyncio.sleep(3600)
+        if fault == "429":
+            await send(writer, 429, b'{"error": "slow down"}', "Retry-After: 0.01\r\n")
+            return True
+        if fault == "401":
+            await send(writer, 401, b"no key")
+            return True
+        if fault == "500":
+            await send(writer, 500, b"oops")
+            return True
+        if fault == "malformed":
+            await send(writer, 200, b'{"choices": [{"message": {"content": "ha')
+            return True
+        if fault == "empty":
+            await send(writer, 200, b'{"choices": []}')
+            return True
+        text = "Here is the answer to your question in plain English words." if fault == "english" else answer_of(body)
+        finish = "length" if fault == "long" else "stop"
+        record = {
+            "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 20, "completion_tokens": 14},
+        }
+        content = json.dumps(record).encode()
+        if fault == "cut":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + content)
+            await writer.drain()
+            return False
+        await send(writer, 200, content)
+        return True
+
+    def choose(self) -> str | None:
+        at = self.draw.random()
+        for fault, share in self.faults.items():
+            at -= share
+            if at < 0:
+                return fault
+        return None
+
+
+async def send(writer: asyncio.StreamWriter, status: int, content: bytes, headers: str = "") -> None:
+    writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(content)}\r\n{headers}\r\n".encode() + content)
+    await writer.drain()
+
+
+async def main(settings: dict[str, Any]) -> None:
+    stub = Stub(settings.get("faults", {}), settings.get("delay_s", 0.0), settings.get("seed", 0))
+    server = await asyncio.start_server(stub.handle, "127.0.0.1", settings.get("port", 0), limit=2**24)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}))

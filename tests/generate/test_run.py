@@ -1,0 +1,151 @@
+"""A whole generation against a server that answers, fails and goes away: every row ends once, nothing is lost."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.generate.conftest import ROOT
+
+from dylora_moe.config import GenerateConfig
+from dylora_moe.data.sources import SplitExample, parse_dataset_spec, read_source
+from dylora_moe.errors import ConfigError, GeneratorError, RunError
+from dylora_moe.generate.rows import Limits, RowState, advance
+from dylora_moe.generate.run import LOG, Hooks, generate
+from dylora_moe.run_dir import RunDir
+
+Recipe = Callable[..., GenerateConfig]
+Serve = Callable[..., str]
+FAULTS = {"429": 0.1, "500": 0.08, "cut": 0.06, "malformed": 0.06, "empty": 0.03, "long": 0.08, "english": 0.08}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def made(config: GenerateConfig) -> list[dict[str, Any]]:
+    return [row for side in ("train", "validation") for row in lines(config.run_dir / "data" / f"{side}.jsonl")]
+
+
+def ends(config: GenerateConfig) -> dict[str, RowState]:
+    """Of every row that the log knows."""
+    limits, states = Limits(regenerations=config.max_regenerations, tries=config.max_tries), dict[str, RowState]()
+    for event in lines(config.run_dir / LOG):
+        before = states.get(event["id"], RowState())
+        assert before.end is None or event["kind"] in ("review", "reopened"), "a row that has ended is not asked again"
+        states[event["id"]] = advance(before, event, limits)
+    return states
+
+
+def test_every_question_gets_its_answer(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve()], for_base="sapienzanlp/Minerva-3B-base-v1.0")
+    result = generate(config, Hooks())
+    assert result["rows"] | {"train": 0, "validation": 0} == {
+        "planned": 20, "passed": 20, "set_aside": 0, "authentic": 0, "train": 0, "validation": 0,
+    }  # fmt: skip
+    assert result["levels"] == {"A1": {"asked": 10, "passed": 10}, "B2": {"asked": 10, "passed": 10}}
+    rows = made(config)
+    assert len(rows) == 20 and len({row["id"] for row in rows}) == 20
+    assert {row["messages"][1]["content"] for row in rows} == {
+        f"Come si dice la parola numero {n} in italiano?" for n in range(20)
+    }
+    assert all(row["origin"] == "generated" and row["generator"] == "stub" for row in rows)
+    found: list[SplitExample] = []
+    read_source(parse_dataset_spec({"path": str(config.run_dir / "data")}), seed=0, add=found.append)
+    assert Counter(item.split for item in found) == {
+        "train": result["rows"]["train"],
+        "validation": result["rows"]["validation"],
+    }
+    again = generate(recipe(endpoints=["http://127.0.0.1:1/v1"], for_base="sapienzanlp/Minerva-3B-base-v1.0"), Hooks())
+    assert again == result, "nothing is asked again"
+
+
+def test_faults_are_tried_again_and_told(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults=FAULTS), serve(faults=FAULTS, seed=1)], max_tries=4, max_regenerations=1)
+    result = generate(config, Hooks())
+    states = ends(config)
+    assert len(states) == 20 and all(state.end is not None for state in states.values())
+    assert result["rows"]["passed"] + result["rows"]["set_aside"] == 20
+    assert len(made(config)) == result["rows"]["passed"]
+    assert sum(result["failures"].values()) + sum(result["refused_answers"].values()) > 3
+    assert all(state.reasons for state in states.values() if state.end == "set_aside")
+
+
+def test_what_was_set_aside_is_kept_and_may_be_tried_again(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"english": 1.0})], max_regenerations=1)
+    result = generate(config, Hooks())
+    assert result["rows"]["set_aside"] == 20 and result["set_aside"] == {"language": 20}
+    assert result["requests"] == 40 and not made(config)
+    kept = generate(recipe(endpoints=[], max_regenerations=1, keep="all"), Hooks())
+    assert kept["rows"]["train"] + kept["rows"]["validation"] == 20
+    assert all(row["reasons"] == ["language"] for row in made(config))
+    mended = generate(recipe(endpoints=[serve()], max_regenerations=1), Hooks(), retry=True)
+    assert mended["rows"]["passed"] == 20 and not mended["set_aside"]
+
+
+def test_a_server_that_is_down_sets_no_row_aside(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=["http://127.0.0.1:9/v1"], patience=1.0, in_flight=4)
+    with pytest.raises(GeneratorError, match=r"must answer now and then, .*Nothing is lost"):
+        generate(config, Hooks())
+    assert all(state.end is None for state in ends(config).values())
+    assert generate(recipe(endpoints=[serve()]), Hooks())["rows"]["passed"] == 20
+
+
+def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
+    """By SIGKILL, again and again; in the end every row has ended once."""
+    url = serve(delay_s=0.05, faults={"500": 0.1, "english": 0.1})
+    config = recipe(endpoints=[url], in_flight=2)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        "from dylora_moe.cli.main import main; main()",
+        "generate",
+        str(tmp_path / "recipe.yaml"),
+    ]
+    log = config.run_dir / LOG
+    for _ in range(3):
+        size = log.stat().st_size if log.is_file() else 0
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not log.is_file() or log.stat().st_size < size + 800):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with log.open("ab") as file:
+            file.write(b'{"id": "cut off by a ki')
+    result = generate(config, Hooks())
+    states = ends(config)
+    assert len(states) == 20 and all(state.end is not None for state in states.values())
+    assert result["rows"]["passed"] + result["rows"]["set_aside"] == 20
+
+
+def test_a_key_that_is_refused_ends_it_at_once(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"401": 1.0})])
+    with pytest.raises(GeneratorError, match=r"HTTP 401: 'no key'. Set the environment variable OPENAI_API_KEY"):
+        generate(config, Hooks())
+    assert all(state.end is None for state in ends(config).values())
+
+
+def test_a_bad_recipe_is_refused_before_any_work(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="levels must be among A1, A2"):
+        generate(recipe(levels={"A7": 3}), Hooks())
+    with pytest.raises(ConfigError, match=r"at most a row for each of the 20 questions, got 21 of A1"):
+        generate(recipe(levels={"A1": 21}), Hooks())
+    with pytest.raises(ConfigError, match=r"of another family than the base it writes for, got Qwen/Qwen2\.5-3B and"):
+        generate(recipe(generator="Qwen/Qwen2.5-3B", for_base="Qwen/Qwen3-0.6B"), Hooks())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_settings_do_not_go_into_the_same_folder(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve()])
+    generate(config, Hooks())
+    before = (config.run_dir / LOG).read_bytes()
+    with pytest.raises(RunError, match="holds a generation with other settings: levels"):
+        generate(recipe(endpoints=config.endpoints, levels={"A1": 3}), Hooks())
+    assert (RunDir(config.run_dir) / LOG).read_bytes() == before
