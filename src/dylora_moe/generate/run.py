@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig, to_yaml
 from dylora_moe.data.example import Example
@@ -28,6 +28,8 @@ from dylora_moe.run_dir import CONFIG, RESULT, RunDir
 
 LOG = "requests.jsonl"
 DATA_FOLDER = "data"
+# Batches of a model in this process to choose rows of like length from.
+_AHEAD = 4
 # Settings that say how answers are got, not which.
 _MAY_CHANGE = {
     "endpoints",
@@ -112,10 +114,10 @@ def generate(
             hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
             if done < len(jobs):
                 engine = Engine(
-                    client=client or make_client(config),
+                    client=client or make_client(config, hooks.tell),
                     journal=journal,
                     limits=limits,
-                    in_flight=config.in_flight,
+                    in_flight=config.in_flight if config.endpoints else _AHEAD * config.generation_batch_size,
                     patience_s=config.patience,
                     check=hooks.check,
                     tell=partial(hooks.progress, len(jobs) - done),
@@ -156,10 +158,14 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> _Prepared:
     return made
 
 
-def make_client(config: GenerateConfig) -> Client:
-    """Who answers, as the recipe says."""
+def make_client(config: GenerateConfig, tell: Callable[[str], None]) -> Client:
+    """Who answers, as the recipe says.
+
+    Raises:
+        BaseModelError: A generator in this process cannot be loaded.
+    """
     if not config.endpoints:
-        raise ConfigError("endpoints must be given: a generator in this process is still to come.")
+        return _local(config, tell)
     return EndpointClient(
         config.endpoints,
         config.generator,
@@ -168,6 +174,20 @@ def make_client(config: GenerateConfig) -> Client:
         in_flight=config.in_flight,
         requests_per_minute=config.requests_per_minute,
     )
+
+
+def _local(config: GenerateConfig, tell: Callable[[str], None]) -> Client:
+    import torch
+
+    from dylora_moe.bases import load_base
+    from dylora_moe.evaluate.machine import base_dtype
+    from dylora_moe.generate.clients.local import LocalClient
+
+    tell(f"Loading {config.generator} ...")
+    base = load_base(config.generator, dtype=base_dtype(bf16=None, fp16=False), progress=tell)
+    if torch.cuda.is_available():
+        cast(Any, base.model).to("cuda")
+    return LocalClient(base, batch_size=config.generation_batch_size)
 
 
 def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
