@@ -24,7 +24,7 @@ bella nuovo grande piccolo sera mattina strada città mare sole
 def answer_of(body: dict[str, Any]) -> str:
     """Twelve Italian words that the messages and the seed decide."""
     draw = random.Random(zlib.crc32(json.dumps([body["messages"], body.get("seed")]).encode()))
-    return " ".join(["In italiano", *draw.choices(WORDS, k=12)]) + "."
+    return " ".join(draw.choices(WORDS, k=12)) + "."
 
 
 class Stub:

@@ -17,11 +17,14 @@ from dylora_moe.train.stopping import StopSignals
 _LINE_EVERY_S = 10.0
 
 
-def _generate(recipe: Path | None, as_json: bool, retry: bool, **settings: Any) -> None:
+def _generate(recipe: Path | None, as_json: bool, retry: bool, write_prompts: Path | None, **settings: Any) -> None:
     """Make data with a second model: ask it the questions of a recipe, and keep the answers that pass.
 
     Every request and every answer is in the run's log. A run that was stopped goes on with the same command.
     """
+    if write_prompts is not None:
+        _write_prompts(settings.get("prompts"), write_prompts, as_json)
+        return
     config = generate_config_of(recipe, settings)
     from dylora_moe.cli.quiet import quiet_libraries
 
@@ -40,6 +43,17 @@ def _generate(recipe: Path | None, as_json: bool, retry: bool, **settings: Any) 
     _show(console, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _write_prompts(name: str | None, folder: Path, as_json: bool) -> None:
+    from dylora_moe.generate.packs import PACKS, write_pack
+
+    name = name or PACKS[0]
+    write_pack(name, folder)
+    console = consoles(as_json)
+    console.print(f"Wrote the prompts of {name}. Edit them, and write in a recipe: prompts: {folder}", highlight=False)
+    if as_json:
+        click.echo(json.dumps({"prompts": str(folder), "pack": name}))
 
 
 class _Progress:
@@ -95,5 +109,11 @@ command = recipe_command(
     "generate",
     _generate,
     click.Option(["--retry"], is_flag=True, help="Try rows again that were set aside."),
+    click.Option(
+        ["--write-prompts", "--write_prompts"],
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="Write the built-in prompts into a new folder, to be edited, and ask nothing.",
+    ),
     kind=GENERATION,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import DictLoader, StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,7 +23,9 @@ from dylora_moe.errors import ConfigError
 PACKS = ("italian_teacher",)
 _TEXTS = ("instructions", "question", "again")
 _ROW = "row"
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    loader=DictLoader({}), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 class Level(BaseModel):
@@ -105,7 +107,7 @@ class Pack:
     def _render(self, part: str, level: str, **values: str) -> str:
         try:
             return self._texts[part].render({**self.levels[level].values, "level": level, **values}).strip()
-        except TemplateError as error:
+        except Exception as error:  # jinja2's, or Python's own from an expression
             raise ConfigError(
                 f"prompt pack {self.name}: {part}.txt must ask for what pack.yaml gives each level ({error})."
             ) from error
@@ -139,3 +141,18 @@ def load_pack(name: str) -> Pack:
         told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise ConfigError(f"prompt pack {name}: pack.yaml must have levels with rows and sampling: {told}.") from error
     return Pack(name, found, {file.removesuffix(".txt"): text for file, text in texts.items()})
+
+
+def write_pack(name: str, folder: Path) -> None:
+    """Copy a built-in pack into a new folder, to be edited.
+
+    Raises:
+        ConfigError: There is no such pack, or something is in the folder.
+    """
+    if name not in PACKS:
+        raise ConfigError(f"a prompt pack to write must be one of {', '.join(PACKS)}, got {name!r}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"a folder to write prompts into must be new or empty, and {folder} is not.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (files("dylora_moe.generate") / "packs" / name).iterdir():
+        (folder / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")

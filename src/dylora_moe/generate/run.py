@@ -23,6 +23,7 @@ from dylora_moe.generate.packs import Pack, load_pack
 from dylora_moe.generate.plan import Planned, make_plan, share_out
 from dylora_moe.generate.questions import Cleaned, Question, collect
 from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, distinct, side_of
+from dylora_moe.generate.review import review
 from dylora_moe.generate.rows import Limits, RowState, advance
 from dylora_moe.run_dir import CONFIG, RESULT, RunDir
 
@@ -112,17 +113,21 @@ def generate(
             jobs = [_job(config, made.pack, work) for work in made.work]
             done = sum(state.end is not None for state in states.values())
             hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
-            if done < len(jobs):
-                engine = Engine(
-                    client=client or make_client(config, hooks.tell),
-                    journal=journal,
-                    limits=limits,
-                    in_flight=config.in_flight if config.endpoints else _AHEAD * config.generation_batch_size,
-                    patience_s=config.patience,
-                    check=hooks.check,
-                    tell=partial(hooks.progress, len(jobs) - done),
-                )
-                states = engine.run(jobs, states)
+            while True:
+                if waiting := sum(state.end is None for state in states.values()):
+                    client = client or make_client(config, hooks.tell)
+                    engine = Engine(
+                        client=client,
+                        journal=journal,
+                        limits=limits,
+                        in_flight=config.in_flight if config.endpoints else _AHEAD * config.generation_batch_size,
+                        patience_s=config.patience,
+                        check=hooks.check,
+                        tell=partial(hooks.progress, waiting),
+                    )
+                    states = engine.run(jobs, states)
+                if not _review(journal, made, states, limits, hooks.tell):
+                    break
             events = list(journal.events())
         result = _write(run, config, made, states, events)
         run.write(RESULT, result)
@@ -275,6 +280,23 @@ def _reopen(journal: Journal, states: dict[str, RowState], limits: Limits) -> No
             event = {"id": id, "kind": "reopened"}
             journal.add(event)
             states[id] = advance(state, event, limits)
+
+
+def _review(
+    journal: Journal, made: _Prepared, states: dict[str, RowState], limits: Limits, tell: Callable[[str], None]
+) -> int:
+    """Look at the answers that passed beside each other; open again, or set aside, what does not pass; say how many."""
+    passed = [work for work in made.work if states[work.id].end == "passed"]
+    asked = [" ".join(turn.content for turn in work.question.messages) for work in passed]
+    found = review(asked, [states[work.id].answer or "" for work in passed])
+    refused = [(work.id, reasons) for work, reasons in zip(passed, found, strict=True) if reasons]
+    for id, reasons in refused:
+        event = {"id": id, "kind": "review", "reasons": reasons}
+        journal.add(event)
+        states[id] = advance(states[id], event, limits)
+    if refused:
+        tell(f"{len(refused):,} of {len(passed):,} answers do not pass beside the others.")
+    return len(refused)
 
 
 def _write(

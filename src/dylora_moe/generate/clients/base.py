@@ -73,5 +73,5 @@ class Client(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Let go of what belongs to the event loop; requests may come again in another one."""
         ...

@@ -47,23 +47,28 @@ class EndpointClient:
         self._model, self._key_variable = model, key_variable
         self._machines = [_Machine(url.rstrip("/")) for url in urls]
         self._pace = _Pace(requests_per_minute)
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None),
-            limits=httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
+        self._timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http: httpx.AsyncClient | None = None
 
     async def complete(self, request: Request) -> Reply:
         """One answer of the least busy machine; see `Client`."""
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                timeout=self._timeout,
+                limits=self._limits,
+                headers=self._headers,
+                follow_redirects=False,
+                trust_env=False,
+            )
         await self._pace.turn()
         machine = min(self._machines, key=lambda each: (each.rests_until > time.monotonic(), each.in_flight))
         if (rest := machine.rests_until - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         machine.in_flight += 1
         try:
-            reply = await self._ask(machine.url, request)
+            reply = await self._ask(self._http, machine.url, request)
         except Failure as failure:
             if not failure.is_final:
                 machine.rest(failure.wait_s)
@@ -74,10 +79,12 @@ class EndpointClient:
         return reply
 
     async def close(self) -> None:
-        """Let go of connections."""
-        await self._http.aclose()
+        """Let go of connections; the next request makes new ones."""
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
 
-    async def _ask(self, url: str, request: Request) -> Reply:
+    async def _ask(self, http: httpx.AsyncClient, url: str, request: Request) -> Reply:
         body = {
             "model": self._model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
@@ -87,7 +94,7 @@ class EndpointClient:
             "seed": request.seed,
         }
         try:
-            async with self._http.stream("POST", f"{url}/chat/completions", json=body) as response:
+            async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
                 content = await _read(response, url)
         except httpx.TimeoutException as error:
             raise Failure("no answer in time", where=url) from error

@@ -69,10 +69,12 @@ class LocalClient:
         return await waiting.reply
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End what is under way; the next request begins anew."""
         self._closing.set()
         if self._work is not None:
             await asyncio.gather(self._work, return_exceptions=True)
+        self._waiting, self._work = [], None
+        self._closing.clear()
 
     async def _serve(self) -> None:
         while self._waiting and not self._closing.is_set():
