@@ -110,7 +110,7 @@ def generate(
             states = _replay(journal, [work.id for work in made.work], limits)
             if retry:
                 _reopen(journal, states, limits)
-            jobs = [_job(config, made.pack, work) for work in made.work]
+            jobs = [make_job(config, made.pack, work) for work in made.work]
             done = sum(state.end is not None for state in states.values())
             hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
             while True:
@@ -225,7 +225,8 @@ def _identify(config: GenerateConfig, pack: Pack, level: str, question: Question
     return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
+def make_job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
+    """What is sent for a row, and what must hold of its answer."""
     level = pack.levels[work.planned.level]
 
     def ask(reasons: Sequence[str], answers: int) -> Request:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
+import aiohttp
 
 from dylora_moe.errors import GeneratorError
 from dylora_moe.generate.clients.base import Failure, Reply, Request
@@ -47,21 +47,16 @@ class EndpointClient:
         self._model, self._key_variable = model, key_variable
         self._machines = [_Machine(url.rstrip("/")) for url in urls]
         self._pace = _Pace(requests_per_minute)
-        self._limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        self._timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
+        self._in_flight = in_flight
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
 
     async def complete(self, request: Request) -> Reply:
         """One answer of the least busy machine; see `Client`."""
         if self._http is None:
-            self._http = httpx.AsyncClient(
-                timeout=self._timeout,
-                limits=self._limits,
-                headers=self._headers,
-                follow_redirects=False,
-                trust_env=False,
-            )
+            connector = aiohttp.TCPConnector(limit=self._in_flight)
+            self._http = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
         await self._pace.turn()
         machine = min(self._machines, key=lambda each: (each.rests_until > time.monotonic(), each.in_flight))
         if (rest := machine.rests_until - time.monotonic()) > 0:
@@ -81,10 +76,10 @@ class EndpointClient:
     async def close(self) -> None:
         """Let go of connections; the next request makes new ones."""
         if self._http is not None:
-            await self._http.aclose()
+            await self._http.close()
             self._http = None
 
-    async def _ask(self, http: httpx.AsyncClient, url: str, request: Request) -> Reply:
+    async def _ask(self, http: aiohttp.ClientSession, url: str, request: Request) -> Reply:
         body = {
             "model": self._model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
@@ -94,22 +89,22 @@ class EndpointClient:
             "seed": request.seed,
         }
         try:
-            async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
-                content = await _read(response, url)
-        except httpx.TimeoutException as error:
+            async with http.post(f"{url}/chat/completions", json=body, allow_redirects=False) as response:
+                status, content = response.status, await _read(response, url)
+        except asyncio.TimeoutError as error:
             raise Failure("no answer in time", where=url) from error
-        except httpx.InvalidURL as error:
+        except aiohttp.InvalidURL as error:
             raise GeneratorError(f"{url} must be an address such as http://localhost:8000/v1: {error}.") from error
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise Failure(f"connection: {type(error).__name__}", where=url) from error
-        if response.status_code in _REFUSED:
-            raise GeneratorError(self._refusal(url, response.status_code, content))
-        if response.status_code in _UNFIT:
+        if status in _REFUSED:
+            raise GeneratorError(self._refusal(url, status, content))
+        if status in _UNFIT:
             said = " ".join(content.decode("utf-8", "replace").split())[:200]
-            raise Failure(f"HTTP {response.status_code}: {said}", where=url, is_final=True)
-        if response.status_code != 200:
+            raise Failure(f"HTTP {status}: {said}", where=url, is_final=True)
+        if status != 200:
             wait = _retry_after(response.headers.get("retry-after"))
-            raise Failure(f"HTTP {response.status_code}", where=url, wait_s=wait)
+            raise Failure(f"HTTP {status}", where=url, wait_s=wait)
         return _parse(content, url)
 
     def _refusal(self, url: str, status: int, content: bytes) -> str:
@@ -151,9 +146,9 @@ class _Pace:
         await asyncio.sleep(at - now)
 
 
-async def _read(response: httpx.Response, url: str) -> bytes:
+async def _read(response: aiohttp.ClientResponse, url: str) -> bytes:
     parts, size = [], 0
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         size += len(part)
         if size > _MAX_REPLY_BYTES:
             raise Failure("an answer of more than 4 MB", where=url)
