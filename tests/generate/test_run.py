@@ -1,6 +1,7 @@
 """A whole generation against a server that answers, fails and goes away: every row ends once, nothing is lost."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -97,23 +98,27 @@ def test_a_server_that_is_down_sets_no_row_aside(recipe: Recipe, serve: Serve) -
     assert generate(recipe(endpoints=[serve()]), Hooks())["rows"]["passed"] == 20
 
 
-def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
-    """By SIGKILL, again and again; in the end every row has ended once."""
-    url = serve(delay_s=0.05, faults={"500": 0.1, "english": 0.1})
-    config = recipe(endpoints=[url], in_flight=2)
+@pytest.mark.parametrize(
+    ("kills", "rows"), [(3, 20), pytest.param(20, 600, marks=pytest.mark.slow, id="20 kills, 600 rows")]
+)
+def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Path, kills: int, rows: int) -> None:
+    """By SIGKILL at random moments, over servers with every fault: every row ends once, those set aside with reasons."""
+    questions = tmp_path / "many.jsonl"
+    questions.write_text("".join(json.dumps({"text": f"Che vuol dire {n}?"}) + "\n" for n in range(rows)), "utf-8")
+    faults = {**FAULTS, "slow": 0.01}
+    urls = [serve(delay_s=0.05, faults=faults, seed=seed) for seed in (0, 1)]
+    config = recipe(
+        endpoints=urls, in_flight=8, timeout=0.5, questions=[str(questions)], levels={"A1": rows // 2, "C2": rows // 2}
+    )
     (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-c",
-        "from dylora_moe.cli.main import main; main()",
-        "generate",
-        str(tmp_path / "recipe.yaml"),
-    ]
-    log = config.run_dir / LOG
-    for _ in range(3):
+    program = [sys.executable, "-c", "from dylora_moe.cli.main import main; main()"]
+    command = [*program, "generate", str(tmp_path / "recipe.yaml")]
+    log, draw = config.run_dir / LOG, random.Random(0)
+    for _ in range(kills):
         size = log.stat().st_size if log.is_file() else 0
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not log.is_file() or log.stat().st_size < size + 800):
+        most = size + draw.uniform(0, 300 * rows / kills)
+        while process.poll() is None and (not log.is_file() or log.stat().st_size <= most):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -121,8 +126,12 @@ def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Pat
             file.write(b'{"id": "cut off by a ki')
     result = generate(config, Hooks())
     states = ends(config)
-    assert len(states) == 20 and all(state.end is not None for state in states.values())
-    assert result["rows"]["passed"] + result["rows"]["set_aside"] == 20
+    assert len(states) == rows and all(state.end is not None for state in states.values())
+    assert result["rows"]["passed"] + result["rows"]["set_aside"] == rows
+    assert all(state.reasons for state in states.values() if state.end == "set_aside")
+    kept = made(config)
+    assert len(kept) == result["rows"]["passed"] == len({row["id"] for row in kept})
+    assert {row["id"] for row in kept} == {id for id, state in states.items() if state.end == "passed"}
 
 
 def test_a_key_that_is_refused_ends_it_at_once(recipe: Recipe, serve: Serve) -> None:
