@@ -102,7 +102,7 @@ def test_a_server_that_is_down_sets_no_row_aside(recipe: Recipe, serve: Serve) -
     ("kills", "rows"), [(3, 20), pytest.param(20, 600, marks=pytest.mark.slow, id="20 kills, 600 rows")]
 )
 def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Path, kills: int, rows: int) -> None:
-    """By SIGKILL at random moments, over servers with every fault: every row ends once, those set aside with reasons."""
+    """By SIGKILL at random moments, over servers with every fault: every row ends once, and says why if set aside."""
     questions = tmp_path / "many.jsonl"
     questions.write_text("".join(json.dumps({"text": f"Che vuol dire {n}?"}) + "\n" for n in range(rows)), "utf-8")
     faults = {**FAULTS, "slow": 0.01}
