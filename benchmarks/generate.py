@@ -24,8 +24,9 @@ from dylora_moe.config import GenerateConfig, make_generate_config
 from dylora_moe.generate.clients import Client
 from dylora_moe.generate.engine import Engine, Job
 from dylora_moe.generate.journal import Journal
+from dylora_moe.generate.prepare import prepare
 from dylora_moe.generate.rows import Limits
-from dylora_moe.generate.run import LOG, make_client, make_job, prepare
+from dylora_moe.generate.run import LOG, make_client, make_job
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -50,7 +50,10 @@ def test_every_question_gets_its_answer(recipe: Recipe, serve: Serve) -> None:
     assert result["rows"] | {"train": 0, "validation": 0} == {
         "planned": 20, "passed": 20, "set_aside": 0, "authentic": 0, "train": 0, "validation": 0,
     }  # fmt: skip
-    assert result["levels"] == {"A1": {"asked": 10, "passed": 10}, "B2": {"asked": 10, "passed": 10}}
+    level = {"asked": 10, "passed": 10, "words": 12.0}
+    assert result["levels"] == {"A1": level, "B2": level} and len(result["samples"]) == 6
+    page = (config.run_dir / "report.html").read_text(encoding="utf-8")
+    assert result["samples"][0]["answer"] in page and "answered by stub with the prompts italian_teacher" in page
     rows = made(config)
     assert len(rows) == 20 and len({row["id"] for row in rows}) == 20
     assert {row["messages"][1]["content"] for row in rows} == {

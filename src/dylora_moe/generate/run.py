@@ -1,31 +1,26 @@
 """THE PAGE of making data: questions, plan, answers until every row has passed or is set aside, rows, card."""
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from dylora_moe.config import KEEP_ANSWERS, GenerateConfig, to_yaml
-from dylora_moe.data.example import Example
-from dylora_moe.data.registry import registry_of
-from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
-from dylora_moe.errors import ConfigError, RunError
+from dylora_moe.config import GenerateConfig, to_yaml
+from dylora_moe.errors import RunError
 from dylora_moe.generate.checks import REASONS, check_answer
 from dylora_moe.generate.clients import Client, Reply, Request
 from dylora_moe.generate.clients.endpoint import EndpointClient
 from dylora_moe.generate.engine import Engine, Job, Tally
-from dylora_moe.generate.families import check_families
+from dylora_moe.generate.figures import figures
 from dylora_moe.generate.journal import Journal
-from dylora_moe.generate.packs import Pack, load_pack
-from dylora_moe.generate.plan import Planned, make_plan, share_out
-from dylora_moe.generate.questions import Cleaned, Question, collect
-from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, distinct, side_of
+from dylora_moe.generate.packs import Pack
+from dylora_moe.generate.prepare import Prepared, Work, prepare
+from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, side_of
 from dylora_moe.generate.review import review
 from dylora_moe.generate.rows import Limits, RowState, advance
-from dylora_moe.run_dir import CONFIG, RESULT, RunDir
+from dylora_moe.report.page import render_generation
+from dylora_moe.run_dir import CONFIG, REPORT, RESULT, RunDir
 
 LOG = "requests.jsonl"
 DATA_FOLDER = "data"
@@ -62,29 +57,6 @@ class Hooks:
     tell: Callable[[str], None] = lambda line: None
     progress: Callable[[int, Tally], None] = lambda total, tally: None
     check: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A row, planned, with what it is known by.
-
-    Attributes:
-        id: Hash of what is sent first, and to whom.
-        planned: Question and level.
-        question: The former.
-    """
-
-    id: str
-    planned: Planned
-    question: Question
-
-
-@dataclass(slots=True)
-class _Prepared:
-    pack: Pack
-    counts: Cleaned
-    questions: list[Question]
-    work: list[Work] = field(default_factory=list)
 
 
 def generate(
@@ -130,37 +102,9 @@ def generate(
                     break
             events = list(journal.events())
         result = _write(run, config, made, states, events)
+        run.write(REPORT, render_generation(result))
         run.write(RESULT, result)
         return result
-
-
-def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> _Prepared:
-    """Questions and plan; nothing is asked yet.
-
-    Raises:
-        ConfigError: The pack has no such level, a level has more rows than there are questions, or generator and base
-            are of one family.
-        DataError: A source of questions cannot be read.
-    """
-    check_families(config.generator, config.for_base, allowed=config.allow_same_family)
-    pack = load_pack(config.prompts)
-    levels = config.levels or {name: level.rows for name, level in pack.levels.items()}
-    if unknown := [name for name in levels if name not in pack.levels]:
-        raise ConfigError(
-            f"levels must be among {', '.join(pack.levels)} of the prompt pack {pack.name}, got {unknown[0]!r}."
-        )
-    if config.total is not None:
-        levels = share_out(levels, config.total)
-    examples, keep_answers = _read(config, tell)
-    questions, counts = collect(examples, keep_answers=keep_answers, max_chars=config.max_question_chars)
-    if not questions:
-        raise ConfigError("questions must hold a question that can be asked, got none.")
-    made = _Prepared(pack=pack, counts=counts, questions=questions)
-    plan = make_plan([question.source for question in questions], levels, seed=config.seed)
-    for planned in plan:
-        question = questions[planned.question]
-        made.work.append(Work(id=_identify(config, pack, planned.level, question), planned=planned, question=question))
-    return made
 
 
 def make_client(config: GenerateConfig, tell: Callable[[str], None]) -> Client:
@@ -193,36 +137,6 @@ def _local(config: GenerateConfig, tell: Callable[[str], None]) -> Client:
     if torch.cuda.is_available():
         cast(Any, base.model).to("cuda")
     return LocalClient(base, batch_size=config.generation_batch_size)
-
-
-def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
-    examples: list[Example] = []
-    keep_answers: dict[str, bool] = {}
-    registry = registry_of(None)
-    for entry in config.questions:
-        keeps = bool(entry.get(KEEP_ANSWERS, False)) if isinstance(entry, Mapping) else False
-        bare = (
-            {key: value for key, value in entry.items() if key != KEEP_ANSWERS} if isinstance(entry, Mapping) else entry
-        )
-        spec, found = parse_dataset_spec(bare, registry), list[Example]()
-        read_source(
-            spec,
-            seed=config.seed,
-            add=lambda item, found=found: found.append(item.example) if item.split == "train" else None,
-            registry=registry,
-        )
-        drawn = [found[place] for place in draw_rows(spec, len(found), seed=config.seed)]
-        tell(f"{drawn[0].source}: {len(drawn):,} rows.")
-        examples += drawn
-        keep_answers |= {example.source: keep_answers.get(example.source, False) or keeps for example in drawn}
-    return examples, keep_answers
-
-
-def _identify(config: GenerateConfig, pack: Pack, level: str, question: Question) -> str:
-    sampling = pack.levels[level]
-    sent = [(turn.role, turn.content) for turn in pack.messages(level, question.messages)]
-    whole = [config.generator, config.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sent]
-    return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def make_job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
@@ -284,7 +198,7 @@ def _reopen(journal: Journal, states: dict[str, RowState], limits: Limits) -> No
 
 
 def _review(
-    journal: Journal, made: _Prepared, states: dict[str, RowState], limits: Limits, tell: Callable[[str], None]
+    journal: Journal, made: Prepared, states: dict[str, RowState], limits: Limits, tell: Callable[[str], None]
 ) -> int:
     """Look at the answers that passed beside each other; open again, or set aside, what does not pass; say how many."""
     passed = [work for work in made.work if states[work.id].end == "passed"]
@@ -303,7 +217,7 @@ def _review(
 def _write(
     run: RunDir,
     config: GenerateConfig,
-    made: _Prepared,
+    made: Prepared,
     states: Mapping[str, RowState],
     events: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -335,46 +249,4 @@ def _write(
         sides[side].append(json.dumps(as_record(row, before, provenance), ensure_ascii=False) + "\n")
     for side, lines in sides.items():
         run.write(f"{DATA_FOLDER}/{side}.jsonl", "".join(lines).encode("utf-8", "replace"))
-    return _figures(config, made, states, events, rows, {side: len(lines) for side, lines in sides.items()})
-
-
-def _figures(
-    config: GenerateConfig,
-    made: _Prepared,
-    states: Mapping[str, RowState],
-    events: Sequence[Mapping[str, Any]],
-    rows: Sequence[MadeRow],
-    sides: Mapping[str, int],
-) -> dict[str, Any]:
-    ended = Counter(state.end for state in states.values())
-    asked = Counter(work.planned.level for work in made.work)
-    passed = Counter(work.planned.level for work in made.work if states[work.id].end == "passed")
-    answers = [row.answer for row in rows if row.origin == "generated"]
-    tokens_in, tokens_out = (sum(event.get(name) or 0 for event in events) for name in ("tokens_in", "tokens_out"))
-    return {
-        "run": str(config.run_dir),
-        "generator": config.generator,
-        "prompts": {"pack": made.pack.name, "version": made.pack.version},
-        "questions": asdict(made.counts) | {"kept": len(made.questions)},
-        "rows": {
-            "planned": len(made.work),
-            "passed": ended["passed"],
-            "set_aside": ended["set_aside"],
-            "authentic": sum(row.origin == "authentic" for row in rows),
-            **sides,
-        },
-        "levels": {level: {"asked": asked[level], "passed": passed[level]} for level in asked},
-        "set_aside": dict(
-            Counter(reason for state in states.values() if state.end == "set_aside" for reason in state.reasons)
-        ),
-        "refused_answers": dict(
-            Counter(reason for event in events if event["kind"] in ("answer", "review") for reason in event["reasons"])
-        ),
-        "failures": dict(Counter(event["reasons"][0] for event in events if event["kind"] == "failure")),
-        "requests": sum(event["kind"] in ("answer", "failure") for event in events),
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-        "cost": (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6,
-        "distinct_1": distinct(answers, 1),
-        "distinct_2": distinct(answers, 2),
-    }
+    return figures(config, made, states, events, rows, {side: len(lines) for side, lines in sides.items()})

@@ -41,6 +41,15 @@ def render_stream(record: Mapping[str, Any]) -> str:
     return _render("Skills", [_TEMPLATES.get_template("stream.html").render(record)])
 
 
+def render_generation(record: Mapping[str, Any]) -> str:
+    """A page of data that a second model wrote: what they are made of, what did not pass and why, answers to read.
+
+    Args:
+        record: The result of a generation, as JSON has it.
+    """
+    return _render("Made data", [_TEMPLATES.get_template("generate.html").render(record)])
+
+
 def _render(title: str, sections: Sequence[str]) -> str:
     """Sections are HTML, in which their templates have escaped what came from data."""
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections)

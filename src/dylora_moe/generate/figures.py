@@ -1,0 +1,109 @@
+"""What a generation came to, in numbers and samples: the record that its page and its data card show."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dylora_moe.config import GenerateConfig
+from dylora_moe.generate.prepare import Prepared
+from dylora_moe.generate.result import MadeRow, distinct
+from dylora_moe.generate.rows import RowState
+from dylora_moe.generate.skeletons import Skeleton, find_skeletons, most_common
+
+_PATTERNS, _SAMPLES = 10, 3  # of each shown
+
+
+def figures(
+    config: GenerateConfig,
+    made: Prepared,
+    states: Mapping[str, RowState],
+    events: Sequence[Mapping[str, Any]],
+    rows: Sequence[MadeRow],
+    sides: Mapping[str, int],
+) -> dict[str, Any]:
+    """The result record.
+
+    Args:
+        config: The recipe.
+        made: What it comes to.
+        states: Of all rows, by id.
+        events: The whole log.
+        rows: That the data hold, authentic ones included.
+        sides: How many rows there are to train and to validate on.
+    """
+    ended = Counter(state.end for state in states.values())
+    asked = Counter(work.planned.level for work in made.work)
+    passed = Counter(work.planned.level for work in made.work if states[work.id].end == "passed")
+    generated = [row for row in rows if row.origin == "generated"]
+    answers = [row.answer for row in generated]
+    words = {level: [len(row.answer.split()) for row in generated if row.level == level] for level in asked}
+    authentic = len(rows) - len(generated)
+    tokens_in, tokens_out = (sum(event.get(name) or 0 for event in events) for name in ("tokens_in", "tokens_out"))
+    return {
+        "run": str(config.run_dir),
+        "generator": config.generator,
+        "prompts": {"pack": made.pack.name, "version": made.pack.version},
+        "questions": asdict(made.counts) | {"kept": len(made.questions)},
+        "rows": {
+            "planned": len(made.work),
+            "passed": ended["passed"],
+            "set_aside": ended["set_aside"],
+            "authentic": authentic,
+            **sides,
+        },
+        "total": len(rows),
+        "origins": {
+            "authentic": authentic,
+            "generated": len(generated),
+            "cut from a pattern": sum("template" in row.reasons for row in generated),
+        },
+        "levels": {
+            level: {
+                "asked": asked[level],
+                "passed": passed[level],
+                "words": sum(words[level]) / len(words[level]) if words[level] else None,
+            }
+            for level in asked
+        },
+        "patterns": [asdict(each) for each in _patterns(made, events)],
+        "licences": {row.question.source: row.question.licence for row in rows},
+        "samples": _samples(rows),
+        "set_aside": dict(
+            Counter(reason for state in states.values() if state.end == "set_aside" for reason in state.reasons)
+        ),
+        "refused_answers": dict(
+            Counter(reason for event in events if event["kind"] in ("answer", "review") for reason in event["reasons"])
+        ),
+        "failures": dict(Counter(event["reasons"][0] for event in events if event["kind"] == "failure")),
+        "requests": sum(event["kind"] in ("answer", "failure") for event in events),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "cost": (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6,
+        "distinct_1": distinct(answers, 1),
+        "distinct_2": distinct(answers, 2),
+    }
+
+
+def _patterns(made: Prepared, events: Sequence[Mapping[str, Any]]) -> list[Skeleton]:
+    """What the first answers of all rows were cut from."""
+    first: dict[str, str] = {}
+    for event in events:
+        if event["kind"] == "answer":
+            first.setdefault(event["id"], event["text"])
+    work = [each for each in made.work if each.id in first]
+    asked = [" ".join(turn.content for turn in each.question.messages) for each in work]
+    return most_common(find_skeletons(asked, [first[each.id] for each in work]), _PATTERNS)
+
+
+def _samples(rows: Sequence[MadeRow]) -> list[dict[str, Any]]:
+    """A few rows of each level and origin, in the order of their ids, which is as good as drawn."""
+    taken: Counter[tuple[str | None, str]] = Counter()
+    found = []
+    for row in sorted(rows, key=lambda each: (each.level or "", each.id)):
+        taken[row.level, row.origin] += 1
+        if taken[row.level, row.origin] <= _SAMPLES:
+            asked = "\n".join(turn.content for turn in row.question.messages)
+            record = {"level": row.level, "origin": row.origin, "question": asked, "answer": row.answer}
+            found.append(record | {"reasons": list(row.reasons)})
+    return found

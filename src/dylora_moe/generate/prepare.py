@@ -1,0 +1,107 @@
+"""From a recipe to rows to make: questions read and cleaned, a pack of prompts, a plan. Nothing is asked yet."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
+from dylora_moe.data.example import Example
+from dylora_moe.data.registry import registry_of
+from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
+from dylora_moe.errors import ConfigError
+from dylora_moe.generate.families import check_families
+from dylora_moe.generate.packs import Pack, load_pack
+from dylora_moe.generate.plan import Planned, make_plan, share_out
+from dylora_moe.generate.questions import Cleaned, Question, collect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A row, planned, with what it is known by.
+
+    Attributes:
+        id: Hash of what is sent first, and to whom.
+        planned: Question and level.
+        question: The former.
+    """
+
+    id: str
+    planned: Planned
+    question: Question
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a recipe comes to.
+
+    Attributes:
+        pack: Prompts and levels.
+        counts: What was done to questions.
+        questions: Those that can be asked.
+        work: Rows to make, in the order of the plan.
+    """
+
+    pack: Pack
+    counts: Cleaned
+    questions: list[Question]
+    work: list[Work] = field(default_factory=list)
+
+
+def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
+    """Questions and plan; nothing is asked yet.
+
+    Raises:
+        ConfigError: The pack has no such level, a level has more rows than there are questions, or generator and base
+            are of one family.
+        DataError: A source of questions cannot be read.
+    """
+    check_families(config.generator, config.for_base, allowed=config.allow_same_family)
+    pack = load_pack(config.prompts)
+    levels = config.levels or {name: level.rows for name, level in pack.levels.items()}
+    if unknown := [name for name in levels if name not in pack.levels]:
+        raise ConfigError(
+            f"levels must be among {', '.join(pack.levels)} of the prompt pack {pack.name}, got {unknown[0]!r}."
+        )
+    if config.total is not None:
+        levels = share_out(levels, config.total)
+    examples, keep_answers = _read(config, tell)
+    questions, counts = collect(examples, keep_answers=keep_answers, max_chars=config.max_question_chars)
+    if not questions:
+        raise ConfigError("questions must hold a question that can be asked, got none.")
+    made = Prepared(pack=pack, counts=counts, questions=questions)
+    plan = make_plan([question.source for question in questions], levels, seed=config.seed)
+    for planned in plan:
+        question = questions[planned.question]
+        made.work.append(Work(id=_identify(config, pack, planned.level, question), planned=planned, question=question))
+    return made
+
+
+def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
+    examples: list[Example] = []
+    keep_answers: dict[str, bool] = {}
+    registry = registry_of(None)
+    for entry in config.questions:
+        keeps = bool(entry.get(KEEP_ANSWERS, False)) if isinstance(entry, Mapping) else False
+        bare = (
+            {key: value for key, value in entry.items() if key != KEEP_ANSWERS} if isinstance(entry, Mapping) else entry
+        )
+        spec, found = parse_dataset_spec(bare, registry), list[Example]()
+        read_source(
+            spec,
+            seed=config.seed,
+            add=lambda item, found=found: found.append(item.example) if item.split == "train" else None,
+            registry=registry,
+        )
+        drawn = [found[place] for place in draw_rows(spec, len(found), seed=config.seed)]
+        tell(f"{drawn[0].source}: {len(drawn):,} rows.")
+        examples += drawn
+        keep_answers |= {example.source: keep_answers.get(example.source, False) or keeps for example in drawn}
+    return examples, keep_answers
+
+
+def _identify(config: GenerateConfig, pack: Pack, level: str, question: Question) -> str:
+    sampling = pack.levels[level]
+    sent = [(turn.role, turn.content) for turn in pack.messages(level, question.messages)]
+    whole = [config.generator, config.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sent]
+    return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()[:16]
