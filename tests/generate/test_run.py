@@ -137,6 +137,30 @@ def test_a_killed_generation_goes_on(recipe: Recipe, serve: Serve, tmp_path: Pat
     assert {row["id"] for row in kept} == {id for id, state in states.items() if state.end == "passed"}
 
 
+def test_a_signal_ends_it_at_once_and_nothing_is_lost(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
+    config = recipe(endpoints=[serve(faults={"slow": 0.5})], in_flight=2, timeout=60.0)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    program = [sys.executable, "-c", "from dylora_moe.cli.main import main; main()"]
+    command = [*program, "generate", str(tmp_path / "recipe.yaml"), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (config.run_dir / LOG).is_file():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    out, told = process.communicate(timeout=20)
+    assert process.returncode == 75 and out == "" and "stopped, nothing is lost. The same command goes on" in told
+    assert "SIGTERM: stopping. Ctrl-C ends at once." in told
+    mended = subprocess.run(
+        [*command, "--endpoints", serve()], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    result = json.loads(mended.stdout)
+    assert result["rows"]["passed"] == 20 and "20 of 20 rows passed" in " ".join(mended.stderr.split())
+    again = subprocess.run(
+        [*command, "--write-prompts", str(tmp_path / "own")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert json.loads(again.stdout)["pack"] == "italian_teacher" and (tmp_path / "own" / "pack.yaml").is_file()
+
+
 def test_a_key_that_is_refused_ends_it_at_once(recipe: Recipe, serve: Serve) -> None:
     config = recipe(endpoints=[serve(faults={"401": 1.0})])
     with pytest.raises(GeneratorError, match=r"HTTP 401: 'no key'. Set the environment variable OPENAI_API_KEY"):

@@ -33,7 +33,7 @@ def _generate(recipe: Path | None, as_json: bool, retry: bool, write_prompts: Pa
 
     console = consoles(as_json)
     console.print(f"Data [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
-    with StopSignals() as stop, stop.deferred():
+    with StopSignals("stopping. Ctrl-C ends at once.") as stop, stop.deferred():
         hooks = Hooks(
             tell=lambda line: console.print(line, highlight=False, markup=False),
             progress=_Progress(console, config.input_price, config.output_price),

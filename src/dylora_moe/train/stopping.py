@@ -25,9 +25,13 @@ class StopSignals:
     """Inside the block SIGTERM and SIGINT raise `Stopped`: at once, or in a `deferred` block where `check` is called.
 
     A second SIGINT ends the process as the system does it. Only the main thread can have such a block.
+
+    Args:
+        deferring: What a person is told who signals where it only counts later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deferring: str = "stopping after a checkpoint. Ctrl-C ends at once, without.") -> None:
+        self._deferring = deferring
         self._deferred = False
         self._came: str | None = None
         self._before: dict[int, Any] = {}
@@ -74,4 +78,4 @@ class StopSignals:
         if not self._deferred:
             raise Stopped(self._came)
         # Not by print: the signal may have come in the middle of one.
-        os.write(2, f"\n{self._came}: stopping after a checkpoint. Ctrl-C ends at once, without.\n".encode())
+        os.write(2, f"\n{self._came}: {self._deferring}\n".encode())
