@@ -155,6 +155,12 @@ def test_a_signal_ends_it_at_once_and_nothing_is_lost(recipe: Recipe, serve: Ser
     )
     result = json.loads(mended.stdout)
     assert result["rows"]["passed"] == 20 and "20 of 20 rows passed" in " ".join(mended.stderr.split())
+    shown = subprocess.run(
+        [*command, "--dry-run", "--total", "4"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    plan = json.loads(shown.stdout)
+    assert plan["rows"] == 4 and list(plan["levels"]) == ["A1", "B2"] and plan["questions"]["kept"] == 20
+    assert "Come si dice" in plan["sent"]["B2"][-1]["content"] and "skilled Italian teacher" in shown.stderr
     again = subprocess.run(
         [*command, "--write-prompts", str(tmp_path / "own")], cwd=ROOT, capture_output=True, text=True
     )

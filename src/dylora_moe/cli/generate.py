@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ from rich.table import Table
 
 from dylora_moe.cli.settings import generate_config_of, recipe_command
 from dylora_moe.cli.show import consoles
-from dylora_moe.config import GENERATION
+from dylora_moe.config import GENERATION, GenerateConfig
 from dylora_moe.train.stopping import StopSignals
 
 _LINE_EVERY_S = 10.0
 
 
-def _generate(recipe: Path | None, as_json: bool, retry: bool, write_prompts: Path | None, **settings: Any) -> None:
+def _generate(
+    recipe: Path | None, as_json: bool, retry: bool, dry_run: bool, write_prompts: Path | None, **settings: Any
+) -> None:
     """Make data with a second model: ask it the questions of a recipe, and keep the answers that pass.
 
     Every request and every answer is in the run's log. A run that was stopped goes on with the same command.
@@ -32,6 +36,9 @@ def _generate(recipe: Path | None, as_json: bool, retry: bool, write_prompts: Pa
     from dylora_moe.generate.run import Hooks, generate
 
     console = consoles(as_json)
+    if dry_run:
+        _show_plan(console, config, as_json)
+        return
     console.print(f"Data [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
     with StopSignals("stopping. Ctrl-C ends at once.") as stop, stop.deferred():
         hooks = Hooks(
@@ -43,6 +50,39 @@ def _generate(recipe: Path | None, as_json: bool, retry: bool, write_prompts: Pa
     _show(console, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _show_plan(console: Console, config: GenerateConfig, as_json: bool) -> None:
+    """What would be asked: rows by level and source, and one row of each level as it is sent."""
+    from dylora_moe.generate.prepare import prepare
+
+    made = prepare(config, lambda line: console.print(line, highlight=False, markup=False))
+    sources = sorted({work.question.source for work in made.work})
+    counts = Counter((work.planned.level, work.question.source) for work in made.work)
+    table = Table(title="Rows to make", title_justify="left")
+    table.add_column("level")
+    for column in (*sources, "all", "tokens at most"):
+        table.add_column(column, justify="right")
+    levels = list(dict.fromkeys(work.planned.level for work in made.work))
+    for level in levels:
+        each = [counts[level, source] for source in sources]
+        most = sum(each) * made.pack.levels[level].max_tokens
+        table.add_row(level, *(f"{number:,}" for number in (*each, sum(each), most)))
+    console.print(table)
+    first = {work.planned.level: work for work in reversed(made.work)}
+    sent = {level: made.pack.messages(level, first[level].question.messages) for level in levels}
+    for level, messages in sent.items():
+        console.print(f"{level}:", style="bold")
+        for message in messages:
+            console.print(f"  {message.role}: {message.content}", highlight=False, markup=False)
+    if as_json:
+        record = {"questions": asdict(made.counts) | {"kept": len(made.questions)}, "rows": len(made.work)}
+        record["levels"] = {level: {source: counts[level, source] for source in sources} for level in levels}
+        record["sent"] = {
+            level: [{"role": message.role, "content": message.content} for message in messages]
+            for level, messages in sent.items()
+        }
+        click.echo(json.dumps(record, ensure_ascii=False))
 
 
 def _write_prompts(name: str | None, folder: Path, as_json: bool) -> None:
@@ -108,6 +148,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 command = recipe_command(
     "generate",
     _generate,
+    click.Option(["--dry-run", "--dry_run"], is_flag=True, help="Show what would be asked, and ask nothing."),
     click.Option(["--retry"], is_flag=True, help="Try rows again that were set aside."),
     click.Option(
         ["--write-prompts", "--write_prompts"],
