@@ -60,6 +60,7 @@ def test_every_question_gets_its_answer(recipe: Recipe, serve: Serve) -> None:
         f"Come si dice la parola numero {n} in italiano?" for n in range(20)
     }
     assert all(row["origin"] == "generated" and row["generator"] == "stub" for row in rows)
+    assert {row["source"] for row in rows} == {"questions.jsonl"}
     found: list[SplitExample] = []
     read_source(parse_dataset_spec({"path": str(config.run_dir / "data")}), seed=0, add=found.append)
     assert Counter(item.split for item in found) == {

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dylora_moe.data.example import Example, Message
 
@@ -110,9 +111,15 @@ def collect(
         if not is_text and keep_answers[example.source] and example.answer not in answers:
             answers.append(example.answer)
     return [
-        Question(messages=messages, source=example.source, licence=example.licence, answers=tuple(answers))
+        Question(messages=messages, source=_name(example.source), licence=example.licence, answers=tuple(answers))
         for example, messages, answers in asked
     ], counts
+
+
+def _name(source: str) -> str:
+    """Of a data set: as the registry or the hub has it, or the file's; where it lay is nobody's business."""
+    path = Path(source)
+    return path.name if path.is_absolute() or path.exists() else source
 
 
 def _clean(turns: Sequence[Message]) -> tuple[tuple[Message, ...], set[str]]:
