@@ -112,7 +112,7 @@ def main(rows: int, rows_at_latency: int, latency: float, in_flight: int, repeat
         with stub(delay) as url, tempfile.TemporaryDirectory() as temporary:
             config = recipe(Path(temporary), url, number, in_flight)
             made = prepare(config, lambda line: None)
-            jobs = [make_job(config, made.pack, work) for work in made.work]
+            jobs = [make_job(config, made, work) for work in made.work]
             config.run_dir.mkdir()
             for _ in range(repeats):
                 rates["direct"].append(direct(make_client(config, lambda line: None), jobs, in_flight))

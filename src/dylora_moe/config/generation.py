@@ -120,6 +120,20 @@ class GeneratorSettings(BaseModel, use_attribute_docstrings=True):
 class KeepSettings(BaseModel, use_attribute_docstrings=True):
     """What is kept of what was written."""
 
+    levelled_text: Annotated[
+        str | None,
+        Advice(
+            values="a data file with columns text and level",
+            note="Five texts of twelve words and more for each level at least; hundreds make a surer scale. Needs "
+            "wordfreq (the extra `levels`).",
+        ),
+    ] = None
+    """Texts whose levels are known, from which bands are learned that say the level of an answer; not given: levels are
+    not checked."""
+
+    level_tolerance: Annotated[int, Advice(unit="levels", note="Only with levelled_text.")] = Field(default=1, ge=0)
+    """How many levels an answer may be off what was asked for; one of fewer than twelve words is not judged."""
+
     max_regenerations: Annotated[int, Advice(unit="answers", note="Each is asked for with the reason.")] = Field(
         default=2, ge=0
     )

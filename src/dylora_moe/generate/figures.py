@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dylora_moe.config import GenerateConfig
+from dylora_moe.generate.levels import agreement, confusion
 from dylora_moe.generate.prepare import Prepared
 from dylora_moe.generate.result import MadeRow, distinct
 from dylora_moe.generate.rows import RowState
@@ -66,6 +67,7 @@ def figures(
             }
             for level in asked
         },
+        "levels_found": _found(made, generated),
         "patterns": [asdict(each) for each in _patterns(made, events)],
         "licences": {row.question.source: row.question.licence for row in rows},
         "samples": _samples(rows),
@@ -83,6 +85,16 @@ def figures(
         "distinct_1": distinct(answers, 1),
         "distinct_2": distinct(answers, 2),
     }
+
+
+def _found(made: Prepared, rows: Sequence[MadeRow]) -> dict[str, Any] | None:
+    """Levels asked for against those found; None where levels are not checked."""
+    judged = [(row.level, row.level_found) for row in rows if row.level is not None and row.level_found is not None]
+    if made.scale is None:
+        return None
+    names = list(made.pack.levels)
+    counts = confusion(names, [asked for asked, _ in judged], [found for _, found in judged])
+    return {"levels": names, "counts": counts, "kappa": agreement(counts) if judged else None, "rows": len(judged)}
 
 
 def _patterns(made: Prepared, events: Sequence[Mapping[str, Any]]) -> list[Skeleton]:

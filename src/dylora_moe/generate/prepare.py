@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
 from dylora_moe.data.example import Example
@@ -11,6 +12,14 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError
 from dylora_moe.generate.families import check_families
+from dylora_moe.generate.levels import (
+    Frequency,
+    LevelScale,
+    learn_scale,
+    read_levelled,
+    unknown,
+    word_frequency,
+)
 from dylora_moe.generate.packs import Pack, load_pack
 from dylora_moe.generate.plan import Planned, make_plan, share_out
 from dylora_moe.generate.questions import Cleaned, Question, collect
@@ -39,12 +48,16 @@ class Prepared:
         pack: Prompts and levels.
         counts: What was done to questions.
         questions: Those that can be asked.
+        scale: What says the level of an answer; None where levels are not checked.
+        frequency: How common words are, for the scale.
         work: Rows to make, in the order of the plan.
     """
 
     pack: Pack
     counts: Cleaned
     questions: list[Question]
+    scale: LevelScale | None = None
+    frequency: Frequency = unknown
     work: list[Work] = field(default_factory=list)
 
 
@@ -70,6 +83,9 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
     if not questions:
         raise ConfigError("questions must hold a question that can be asked, got none.")
     made = Prepared(pack=pack, counts=counts, questions=questions)
+    if config.levelled_text is not None:
+        made.frequency = word_frequency(pack.answers_in)
+        made.scale = learn_scale(read_levelled(Path(config.levelled_text), list(pack.levels)), made.frequency)
     plan = make_plan([question.source for question in questions], levels, seed=config.seed)
     for planned in plan:
         question = questions[planned.question]

@@ -23,6 +23,7 @@ class MadeRow:
         question: That it answers.
         answer: Word for word as it came.
         origin: Who wrote it.
+        level_found: That the answer has; None where it is too short to tell, or levels are not checked.
         reasons: Why it did not pass; none where it did.
     """
 
@@ -31,6 +32,7 @@ class MadeRow:
     question: Question
     answer: str
     origin: Origin
+    level_found: str | None = None
     reasons: tuple[str, ...] = ()
 
 
@@ -68,6 +70,7 @@ def as_record(row: MadeRow, before: Sequence[Message], provenance: Mapping[str, 
         "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
         "id": row.id,
         "level": row.level,
+        "level_found": row.level_found,
         "origin": row.origin,
         "source": row.question.source,
         "licence": row.question.licence,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +14,6 @@ from dylora_moe.generate.clients.endpoint import EndpointClient
 from dylora_moe.generate.engine import Engine, Job, Tally
 from dylora_moe.generate.figures import figures
 from dylora_moe.generate.journal import Journal
-from dylora_moe.generate.packs import Pack
 from dylora_moe.generate.prepare import Prepared, Work, prepare
 from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, side_of
 from dylora_moe.generate.review import review
@@ -39,6 +38,8 @@ _MAY_CHANGE = {
     "input_price",
     "output_price",
     "max_regenerations",
+    "levelled_text",
+    "level_tolerance",
     "keep",
     "validation_split",
 }
@@ -82,7 +83,7 @@ def generate(
             states = _replay(journal, [work.id for work in made.work], limits)
             if retry:
                 _reopen(journal, states, limits)
-            jobs = [make_job(config, made.pack, work) for work in made.work]
+            jobs = [make_job(config, made, work) for work in made.work]
             done = sum(state.end is not None for state in states.values())
             hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
             while True:
@@ -139,9 +140,9 @@ def _local(config: GenerateConfig, tell: Callable[[str], None]) -> Client:
     return LocalClient(base, batch_size=config.generation_batch_size)
 
 
-def make_job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
+def make_job(config: GenerateConfig, made: Prepared, work: Work) -> Job:
     """What is sent for a row, and what must hold of its answer."""
-    level = pack.levels[work.planned.level]
+    pack, level, names = made.pack, made.pack.levels[work.planned.level], list(made.pack.levels)
 
     def ask(reasons: Sequence[str], answers: int) -> Request:
         said = " ".join(REASONS.get(reason, reason) for reason in reasons)
@@ -154,7 +155,11 @@ def make_job(config: GenerateConfig, pack: Pack, work: Work) -> Job:
         )
 
     def judge(reply: Reply) -> list[str]:
-        return check_answer(reply, work.question, pack.answers_in)
+        found = check_answer(reply, work.question, pack.answers_in)
+        level = made.scale.level_of(reply.text, made.frequency) if made.scale is not None and not found else None
+        if level is not None and abs(names.index(level) - names.index(work.planned.level)) > config.level_tolerance:
+            found.append("level")
+        return found
 
     return Job(id=work.id, ask=ask, judge=judge)
 
@@ -222,7 +227,11 @@ def _write(
     events: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The data, from the states, and the figures."""
-    rows = authentic_rows(made.questions)
+
+    def level_of(answer: str) -> str | None:
+        return made.scale.level_of(answer, made.frequency) if made.scale is not None else None
+
+    rows = [replace(row, level_found=level_of(row.answer)) for row in authentic_rows(made.questions)]
     for work in made.work:
         state = states[work.id]
         if state.answer is None or (state.end != "passed" and config.keep == "pass"):
@@ -234,6 +243,7 @@ def _write(
                 question=work.question,
                 answer=state.answer,
                 origin="generated",
+                level_found=level_of(state.answer),
                 reasons=state.reasons if state.end != "passed" else (),
             )
         )
