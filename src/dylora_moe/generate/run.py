@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import yaml
+
 from dylora_moe.config import GenerateConfig, to_yaml
 from dylora_moe.errors import RunError
 from dylora_moe.generate.checks import REASONS, check_answer
@@ -173,8 +175,6 @@ def _claim(run: RunDir, config: GenerateConfig) -> None:
             f"a run folder must be new or empty, and {run.path} holds something else. Choose another --run_name; "
             "nothing was changed."
         )
-    import yaml
-
     then = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     changed = [name for name in now if name not in _MAY_CHANGE and then.get(name) != now[name]]
