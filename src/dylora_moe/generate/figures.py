@@ -115,7 +115,10 @@ def _samples(rows: Sequence[MadeRow]) -> list[dict[str, Any]]:
     for row in sorted(rows, key=lambda each: (each.level or "", each.id)):
         taken[row.level, row.origin] += 1
         if taken[row.level, row.origin] <= _SAMPLES:
-            asked = "\n".join(turn.content for turn in row.question.messages)
+            turns = row.question.messages
+            asked = (
+                row.question.text if len(turns) == 1 else "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+            )
             record = {"level": row.level, "origin": row.origin, "question": asked, "answer": row.answer}
             found.append(record | {"reasons": list(row.reasons)})
     return found
