@@ -94,6 +94,21 @@ def test_what_was_set_aside_is_kept_and_may_be_tried_again(recipe: Recipe, serve
     assert mended["rows"]["passed"] == 20 and not mended["set_aside"]
 
 
+def test_answers_are_looked_at_beside_each_other(recipe: Recipe, serve: Serve) -> None:
+    """Also after a stop between the last answer and the look."""
+    same = serve(faults={"same": 1.0})
+    config = recipe(endpoints=[same], max_regenerations=1)
+    result = generate(config, Hooks())
+    assert result["rows"]["passed"] == 0 and result["set_aside"] == {"near_copy": 19, "template": 20}
+    assert result["requests"] == 40 and result["patterns"][0]["answers"] == 20
+    log = config.run_dir / LOG
+    answered = [line for line in log.read_text(encoding="utf-8").splitlines() if '"answer"' in line][:20]
+    log.write_text("".join(f"{line}\n" for line in answered), encoding="utf-8")
+    mended = generate(recipe(endpoints=[serve()], max_regenerations=1), Hooks())
+    assert mended["rows"]["passed"] == 20 and mended["requests"] == 40
+    assert mended["refused_answers"] == {"near_copy": 19, "template": 20}
+
+
 def test_a_server_that_is_down_sets_no_row_aside(recipe: Recipe, serve: Serve) -> None:
     config = recipe(endpoints=["http://127.0.0.1:9/v1"], patience=1.0, in_flight=4)
     with pytest.raises(GeneratorError, match=r"must answer now and then, .*Nothing is lost"):
