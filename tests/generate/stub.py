@@ -4,7 +4,8 @@
 
 It prints its port, then answers until it is ended. Faults, each with its share of the requests: `429`, `500`, `401`,
 `slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none), `empty` (no
-choices), `long` (cut at max_tokens), `english`, `same`. `/requests` gives how many requests came.
+choices), `long` (cut at max_tokens), `english`, `until_told` (English until a request says what was wrong), `same`.
+`/requests` gives how many requests came.
 """
 
 import asyncio
@@ -71,6 +72,8 @@ class Stub:
             await send(writer, 200, b'{"choices": []}')
             return True
         text = "Here is the answer to your question in plain English words." if fault == "english" else answer_of(body)
+        if fault == "until_told" and "did not pass" not in body["messages"][-1]["content"]:
+            text = "Here is the answer to your question in plain English words."
         if fault == "same":
             text = "La parola che cerchi si usa spesso quando parliamo di cose belle e grandi."
         finish = "length" if fault == "long" else "stop"

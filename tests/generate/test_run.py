@@ -110,11 +110,24 @@ def test_answers_are_looked_at_beside_each_other(recipe: Recipe, serve: Serve) -
 
 
 def test_a_server_that_is_down_sets_no_row_aside(recipe: Recipe, serve: Serve) -> None:
-    config = recipe(endpoints=["http://127.0.0.1:9/v1"], patience=1.0, in_flight=4)
+    config = recipe(endpoints=["http://127.0.0.1:9/v1"], patience=3.0, in_flight=4, max_tries=2)
     with pytest.raises(GeneratorError, match=r"must answer now and then, .*Nothing is lost"):
         generate(config, Hooks())
     assert all(state.end is None for state in ends(config).values())
     assert generate(recipe(endpoints=[serve()]), Hooks())["rows"]["passed"] == 20
+
+
+def test_a_request_that_fails_too_often_is_set_aside(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"500": 0.75})], max_tries=2)
+    result = generate(config, Hooks())
+    assert result["rows"]["passed"] + result["rows"]["set_aside"] == 20 and result["set_aside"]["HTTP 500"] > 0
+    aside = [state for state in ends(config).values() if state.end == "set_aside"]
+    assert all(state.failures == 2 and state.reasons == ("HTTP 500",) for state in aside)
+
+
+def test_a_new_answer_is_asked_for_with_the_reason(recipe: Recipe, serve: Serve) -> None:
+    result = generate(recipe(endpoints=[serve(faults={"until_told": 1.0})]), Hooks())
+    assert result["rows"]["passed"] == 20 and result["requests"] == 40 and result["refused_answers"] == {"language": 20}
 
 
 @pytest.mark.parametrize(
