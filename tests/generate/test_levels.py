@@ -49,7 +49,7 @@ def test_levels_are_told_by_what_levelled_texts_have() -> None:
         found = [scale.level_of(text(draw, rare, 40), frequency) for _ in range(10)]
         assert found.count(level) >= 8
     assert scale.level_of(text(draw, 0.5, MIN_WORDS - 1), frequency) is None
-    assert list(scale.cuts) == sorted(scale.cuts) and scale.distance("A1", "C1") == 2
+    assert list(scale.cuts) == sorted(scale.cuts) and scale.levels == ("A1", "B1", "C1")
 
 
 def test_a_level_of_many_texts_counts_as_much_as_one_of_few() -> None:

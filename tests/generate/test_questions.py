@@ -69,6 +69,7 @@ def test_a_question_is_never_a_template() -> None:
         "{{ nothing }}",
         "{% for %}",
         "{% include '/etc/passwd' %}",
+        "Answer something.",
     ],
 )
 def test_templates_reach_nothing_but_their_values(tmp_path: Path, template: str) -> None:

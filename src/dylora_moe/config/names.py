@@ -80,7 +80,7 @@ TRAINING = Kind(verb="train", settings=RunConfig, aliases=ALIASES, replaced=REPL
 GENERATION = Kind(
     verb="generate",
     settings=GenerateConfig,
-    aliases=MappingProxyType({"concurrency": "in_flight", "model": "generator", "num_samples": "total"}),
+    aliases=MappingProxyType({}),
     replaced=MappingProxyType(
         {
             "api_key": "A key stands in no file: set the environment variable that api_key_variable names.",

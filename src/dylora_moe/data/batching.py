@@ -216,3 +216,11 @@ class BucketedBatchSampler(PlannedBatchSampler[int]):
     def size(self, item: int) -> int:
         """Tokens of a row."""
         return int(self.lengths[item])
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts to be gone on with -> ids and attention mask, (batch, tokens), each row at the right end."""
+    longest = max(map(len, rows))
+    ids = [[pad_token_id] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -72,13 +72,13 @@ def weigh(domains: ArrayLike, weights: Sequence[float], *, num_rows: int | None 
             f"Sampling weights must be one positive number for each of the {len(rows)} domains, got {list(weights)}. "
             "Leave a data set out of the recipe to weigh it zero."
         )
-    quotas = _quotas(weights, sum(map(len, rows)) if num_rows is None else num_rows)
-    if 0 in quotas:
+    drawn = quotas(weights, sum(map(len, rows)) if num_rows is None else num_rows)
+    if 0 in drawn:
         raise DataError(
             f"Sampling weights must give every domain at least one row in an epoch, got {list(weights)} for "
-            f"{sum(quotas)} rows, which leaves domain number {quotas.index(0)} none. Raise its weight."
+            f"{sum(drawn)} rows, which leaves domain number {drawn.index(0)} none. Raise its weight."
         )
-    return Mixture(rows=rows, quotas=quotas)
+    return Mixture(rows=rows, quotas=drawn)
 
 
 def temper(domains: ArrayLike, temperature: float) -> Mixture:
@@ -130,7 +130,7 @@ def _rows_by_domain(domains: ArrayLike) -> tuple[Order, ...]:
     return rows
 
 
-def _quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
+def quotas(weights: Sequence[float], num_rows: int) -> tuple[int, ...]:
     """Whole numbers in the ratio of the weights that add up to `num_rows`, by largest remainders."""
     parts = [weight / max(weights) for weight in weights]  # the sum of very large ones would be infinite
     exact = [part / sum(parts) * num_rows for part in parts]

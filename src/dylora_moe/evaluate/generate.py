@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dylora_moe.data.batching import pad_left, pad_token_id
 from dylora_moe.data.example import Message
 from dylora_moe.data.templates import render_prompt
 from dylora_moe.tuner import Decision, DyLoraModel
@@ -42,10 +43,8 @@ def generate_answers(
         end_token_ids: Any of these ends an answer.
     """
     encoded = [tokenizer(render_prompt(c, tokenizer), add_special_tokens=False)["input_ids"] for c in conversations]
-    longest = max(map(len, encoded))
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=model.device)
+    pad = pad_token_id(tokenizer)
+    ids, mask = pad_left(encoded, pad, model.device)
     was_training = model.training
     model.eval()
     try:
@@ -61,7 +60,7 @@ def generate_answers(
     finally:
         model.train(was_training)
     ends, answers = set(end_token_ids), []
-    rows = output[:, longest:].tolist()
+    rows = output[:, ids.shape[1] :].tolist()
     lengths = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
     shares = _shares(decisions, max(len(model.routers), 1), lengths)
     for index, (conversation, row, length) in enumerate(zip(conversations, rows, lengths, strict=True)):

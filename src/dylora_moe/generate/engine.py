@@ -57,12 +57,12 @@ class _Health:
     Args:
         failures: In a row, of all requests, from which on it is taken for down.
         patience_s: That it may be down.
-        first_wait_s: Before it is asked again.
     """
 
-    def __init__(self, *, failures: int, patience_s: float, first_wait_s: float) -> None:
-        self._most, self._patience_s, self._first_wait_s = failures, patience_s, first_wait_s
+    def __init__(self, *, failures: int, patience_s: float) -> None:
+        self._most, self._patience_s = failures, patience_s
         self._in_a_row, self._asked, self._since = 0, 0, 0.0
+        self._last: Failure | None = None
         self._one = asyncio.Lock()
 
     @property
@@ -77,7 +77,7 @@ class _Health:
             return
         async with self._one:
             if self.is_down:
-                await asyncio.sleep(min(self._first_wait_s * 2 ** min(self._asked, 20), _LONGEST_WAIT_S))
+                await asyncio.sleep(min(_FIRST_WAIT_S * 2 ** min(self._asked, 20), _LONGEST_WAIT_S))
                 self._asked += 1
             yield
 
@@ -86,14 +86,22 @@ class _Health:
 
     def failed(self, failure: Failure) -> None:
         self._in_a_row += 1
+        self._last = failure
         if self._in_a_row == 1:
             self._since = time.monotonic()
+
+    def check(self) -> None:
+        """Give up where it has been down for too long.
+
+        Raises:
+            GeneratorError: It has.
+        """
         down_s = time.monotonic() - self._since
-        if self.is_down and down_s > self._patience_s:
+        if self._last is not None and self.is_down and down_s > self._patience_s:
             raise GeneratorError(
                 f"the generator must answer now and then, and the last {self._in_a_row} requests failed in "
-                f"{down_s:.0f} s, the last at {failure.where}: {failure.reason}. Nothing is lost: see that it runs, "
-                "and start the same command."
+                f"{down_s:.0f} s, the last at {self._last.where}: {self._last.reason}. Nothing is lost: see that it "
+                "runs, and start the same command."
             )
 
 
@@ -109,7 +117,6 @@ class Engine:
         patience_s: That the generator may be down before this gives up.
         check: Raises where a signal asked to end; called a few times a second.
         tell: Takes the tally, a few times a second.
-        first_wait_s: After a failed request, before the next.
     """
 
     client: Client
@@ -119,7 +126,6 @@ class Engine:
     patience_s: float
     check: Callable[[], None] = lambda: None
     tell: Callable[[Tally], None] = lambda tally: None
-    first_wait_s: float = _FIRST_WAIT_S
 
     def run(self, jobs: Sequence[Job], states: Mapping[str, RowState]) -> dict[str, RowState]:
         """Work on the open ones, and return the states of all.
@@ -141,7 +147,6 @@ class Engine:
             # Fewer than would set a row aside, however they fall.
             failures=min(2 * self.in_flight + 8, max(1, self.limits.tries - 1) * self.in_flight),
             patience_s=self.patience_s,
-            first_wait_s=self.first_wait_s,
         )
 
         async def work() -> None:
@@ -169,6 +174,7 @@ class Engine:
                 event, wait = await self._try(job, state, tally, health)
             self.journal.add(event)
             states[job.id] = state = advance(state, event, self.limits)
+            health.check()
             if wait and state.end is None:
                 await asyncio.sleep(wait)
         tally.passed += states[job.id].end == "passed"
@@ -190,7 +196,7 @@ class Engine:
             health.failed(failure)
             if health.is_down:
                 return event | {"outage": True}, 0.0
-            wait = self.first_wait_s * 2 ** min(state.failures, 20) * random.uniform(0.5, 1.5)
+            wait = _FIRST_WAIT_S * 2 ** min(state.failures, 20) * random.uniform(0.5, 1.5)
             return event, max(min(wait, _LONGEST_WAIT_S), failure.wait_s or 0.0)
         health.answered()
         tally.tokens_in += reply.tokens_in or 0

@@ -90,7 +90,7 @@ def figures(
 def _found(made: Prepared, rows: Sequence[MadeRow]) -> dict[str, Any] | None:
     """Levels asked for against those found; None where levels are not checked."""
     judged = [(row.level, row.level_found) for row in rows if row.level is not None and row.level_found is not None]
-    if made.scale is None:
+    if made.level_of is None:
         return None
     names = list(made.pack.levels)
     counts = confusion(names, [asked for asked, _ in judged], [found for _, found in judged])

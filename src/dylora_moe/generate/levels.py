@@ -20,11 +20,6 @@ Frequency = Callable[[str], float]
 """A word -> how common it is, as the logarithm of its frequency in a thousand million words (the Zipf scale)."""
 
 
-def unknown(word: str) -> float:
-    """Of a language whose words nobody counted."""
-    return 0.0
-
-
 FEATURES = (
     "words a sentence",
     "letters a word",
@@ -108,10 +103,6 @@ class LevelScale:
         if num_words(text) < MIN_WORDS:
             return None
         return self.levels[int(np.searchsorted(self.cuts, self.place(measure(text, frequency)[None])[0]))]
-
-    def distance(self, one: str, other: str) -> int:
-        """How many levels lie from one to the other; 0 for the same."""
-        return abs(self.levels.index(one) - self.levels.index(other))
 
 
 def learn_scale(texts: Mapping[str, Sequence[str]], frequency: Frequency) -> LevelScale:

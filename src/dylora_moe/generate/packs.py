@@ -23,6 +23,7 @@ from dylora_moe.errors import ConfigError
 PACKS = ("italian_teacher",)
 _TEXTS = ("instructions", "question", "again")
 _ROW = "row"
+_PROBE = "Question 42?"
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     loader=DictLoader({}), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -69,7 +70,7 @@ class Pack:
     """Levels, and messages for a question.
 
     Raises:
-        ConfigError: A text asks for a value that no level has.
+        ConfigError: A text asks for a value that no level has, or leaves the question out.
     """
 
     def __init__(self, name: str, file: PackFile, texts: Mapping[str, str]) -> None:
@@ -81,10 +82,11 @@ class Pack:
                 self._texts[part] = _ENVIRONMENT.from_string(text)
             except TemplateError as error:
                 raise ConfigError(f"prompt pack {name}: {part}.txt must be a Jinja template: {error}.") from error
-        probe = (Message(role="user", content="?"),)
+        probe = (Message(role="user", content=_PROBE),)
         for level in self.levels:
-            for reasons in ("", "?"):
-                self.messages(level, probe, reasons=reasons)
+            for part, reasons in (("question", ""), ("again", "?")):
+                if _PROBE not in self.messages(level, probe, reasons=reasons)[-1].content:
+                    raise ConfigError(f"prompt pack {name}: {part}.txt must hold the question: {{{{ question }}}}.")
             self.row(level)
 
     def messages(self, level: str, question: Sequence[Message], *, reasons: str = "") -> tuple[Message, ...]:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dylora_moe.data.mixing import quotas
 from dylora_moe.errors import ConfigError
 
 
@@ -16,14 +17,8 @@ class Planned:
 
 
 def share_out(parts: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers in proportion to the parts that add up to the total, by largest remainders; ties to the first."""
-    whole = sum(parts.values())
-    exact = {name: total * part / whole if whole else 0.0 for name, part in parts.items()}
-    shares = {name: int(value) for name, value in exact.items()}
-    left = sorted(exact, key=lambda name: shares[name] - exact[name])
-    for name in left[: total - sum(shares.values()) if whole else 0]:
-        shares[name] += 1
-    return shares
+    """Whole numbers in proportion to the parts, not all of them 0, that add up to the total."""
+    return dict(zip(parts, quotas(list(parts.values()), total), strict=True))
 
 
 def make_plan(sources: Sequence[str], levels: Mapping[str, int], *, seed: int) -> list[Planned]:

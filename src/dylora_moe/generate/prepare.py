@@ -4,22 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
 from dylora_moe.data.example import Example
-from dylora_moe.data.registry import registry_of
 from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError
 from dylora_moe.generate.families import check_families
-from dylora_moe.generate.levels import (
-    Frequency,
-    LevelScale,
-    learn_scale,
-    read_levelled,
-    unknown,
-    word_frequency,
-)
+from dylora_moe.generate.levels import learn_scale, read_levelled, word_frequency
 from dylora_moe.generate.packs import Pack, load_pack
 from dylora_moe.generate.plan import Planned, make_plan, share_out
 from dylora_moe.generate.questions import Cleaned, Question, collect
@@ -48,16 +41,14 @@ class Prepared:
         pack: Prompts and levels.
         counts: What was done to questions.
         questions: Those that can be asked.
-        scale: What says the level of an answer; None where levels are not checked.
-        frequency: How common words are, for the scale.
+        level_of: An answer -> its level, None where it is too short to tell; None where levels are not checked.
         work: Rows to make, in the order of the plan.
     """
 
     pack: Pack
     counts: Cleaned
     questions: list[Question]
-    scale: LevelScale | None = None
-    frequency: Frequency = unknown
+    level_of: Callable[[str], str | None] | None = None
     work: list[Work] = field(default_factory=list)
 
 
@@ -84,8 +75,9 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
         raise ConfigError("questions must hold a question that can be asked, got none.")
     made = Prepared(pack=pack, counts=counts, questions=questions)
     if config.levelled_text is not None:
-        made.frequency = word_frequency(pack.answers_in)
-        made.scale = learn_scale(read_levelled(Path(config.levelled_text), list(pack.levels)), made.frequency)
+        frequency = word_frequency(pack.answers_in)
+        scale = learn_scale(read_levelled(Path(config.levelled_text), list(pack.levels)), frequency)
+        made.level_of = partial(scale.level_of, frequency=frequency)
     plan = make_plan([question.source for question in questions], levels, seed=config.seed)
     for planned in plan:
         question = questions[planned.question]
@@ -96,18 +88,16 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
 def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
     examples: list[Example] = []
     keep_answers: dict[str, bool] = {}
-    registry = registry_of(None)
     for entry in config.questions:
         keeps = bool(entry.get(KEEP_ANSWERS, False)) if isinstance(entry, Mapping) else False
         bare = (
             {key: value for key, value in entry.items() if key != KEEP_ANSWERS} if isinstance(entry, Mapping) else entry
         )
-        spec, found = parse_dataset_spec(bare, registry), list[Example]()
+        spec, found = parse_dataset_spec(bare), list[Example]()
         read_source(
             spec,
             seed=config.seed,
             add=lambda item, found=found: found.append(item.example) if item.split == "train" else None,
-            registry=registry,
         )
         drawn = [found[place] for place in draw_rows(spec, len(found), seed=config.seed)]
         tell(f"{drawn[0].source}: {len(drawn):,} rows.")

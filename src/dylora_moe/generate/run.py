@@ -62,22 +62,19 @@ class Hooks:
     check: Callable[[], None] = lambda: None
 
 
-def generate(
-    config: GenerateConfig, hooks: Hooks, *, retry: bool = False, client: Client | None = None
-) -> dict[str, Any]:
+def generate(config: GenerateConfig, hooks: Hooks, *, retry: bool = False) -> dict[str, Any]:
     """Make the data of a recipe, and return the result record. What a stopped run has made is not made again.
 
     Args:
         config: The recipe.
         hooks: What happens beside the work.
         retry: Try rows again that were set aside.
-        client: Who answers; by default as the recipe says.
 
     Raises:
         DyLoraError: A setting, a question or a generator that cannot work; nothing that was made is lost.
     """
     made = prepare(config, hooks.tell)
-    run = RunDir(config.run_dir)
+    run, client = RunDir(config.run_dir), None
     with run.locked():
         _claim(run, config)
         limits = Limits(regenerations=config.max_regenerations, tries=config.max_tries)
@@ -158,8 +155,8 @@ def make_job(config: GenerateConfig, made: Prepared, work: Work) -> Job:
 
     def judge(reply: Reply) -> list[str]:
         found = check_answer(reply, work.question, pack.answers_in)
-        level = made.scale.level_of(reply.text, made.frequency) if made.scale is not None and not found else None
-        if level is not None and abs(names.index(level) - names.index(work.planned.level)) > config.level_tolerance:
+        has = made.level_of(reply.text) if made.level_of is not None and not found else None
+        if has is not None and abs(names.index(has) - names.index(work.planned.level)) > config.level_tolerance:
             found.append("level")
         return found
 
@@ -170,12 +167,12 @@ def _claim(run: RunDir, config: GenerateConfig) -> None:
     if run.is_empty:
         run.write(CONFIG, to_yaml(config))
         return
-    if not (run / CONFIG).is_file() or not ((run / LOG).is_file() or len(list(run.path.iterdir())) <= 3):
+    then = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else None
+    if not isinstance(then, dict) or "generator" not in then:
         raise RunError(
             f"a run folder must be new or empty, and {run.path} holds something else. Choose another --run_name; "
             "nothing was changed."
         )
-    then = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     changed = [name for name in now if name not in _MAY_CHANGE and then.get(name) != now[name]]
     if changed:
@@ -227,10 +224,7 @@ def _write(
     events: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The data, from the states, and the figures."""
-
-    def level_of(answer: str) -> str | None:
-        return made.scale.level_of(answer, made.frequency) if made.scale is not None else None
-
+    level_of = made.level_of or (lambda answer: None)
     rows = [replace(row, level_found=level_of(row.answer)) for row in authentic_rows(made.questions)]
     for work in made.work:
         state = states[work.id]

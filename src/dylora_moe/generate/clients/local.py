@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from dylora_moe.bases import LoadedBase
+from dylora_moe.data.batching import pad_left, pad_token_id
 from dylora_moe.data.example import Message
 from dylora_moe.data.templates import end_token_id, ensure_template, render_prompt
 from dylora_moe.generate.clients.base import Failure, Reply, Request
@@ -103,23 +104,21 @@ class LocalClient:
 
     @torch.no_grad()
     def _answer(self, batch: Sequence[_Waiting]) -> list[Reply]:
-        model, pad = self._base.model, self._base.tokenizer.pad_token_id
-        longest = max(len(each.ids) for each in batch)
-        ids = torch.tensor([[pad] * (longest - len(each.ids)) + each.ids for each in batch], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(each.ids)) + [1] * len(each.ids) for each in batch])
+        model, pad = self._base.model, pad_token_id(self._base.tokenizer)
+        ids, mask = pad_left([each.ids for each in batch], pad, model.device)
         temperature, top_p, max_tokens = batch[0].sampling
         torch.manual_seed(batch[0].request.seed)
         drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
         output = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids,
-            attention_mask=mask.to(model.device),
+            attention_mask=mask,
             max_new_tokens=max_tokens,
             eos_token_id=[self._end],
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([_Ended(self._closing.is_set)]),
             **drawn,
         )
-        return [self._read(each, row) for each, row in zip(batch, output[:, longest:].tolist(), strict=True)]
+        return [self._read(each, row) for each, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True)]
 
     def _read(self, each: _Waiting, row: list[int]) -> Reply:
         length = row.index(self._end) if self._end in row else len(row)
