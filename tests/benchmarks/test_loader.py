@@ -1,29 +1,18 @@
 """benchmarks/loader.py: its lengths, its layouts, and a quick run from end to end."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("loader")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        torch.set_num_threads(threads)
+def loader(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("loader")
 
 
 def test_lengths_have_the_recorded_quantiles(loader: ModuleType) -> None:

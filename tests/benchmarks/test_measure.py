@@ -1,24 +1,16 @@
 """benchmarks/_measure.py: order of the rounds, ratios, bytes kept for backward."""
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def measure() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("_measure")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def measure(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("_measure")
 
 
 def timed(measure: ModuleType, name: str, log: list[str], **options: int) -> object:

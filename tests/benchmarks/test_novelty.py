@@ -1,16 +1,13 @@
 """benchmarks/novelty.py: its streams, its counts, and a quick run on made-up skills. No figure is judged here."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from dylora_moe.data.example import Example, Message
@@ -21,14 +18,8 @@ SIZES = {"a": 60, "b": 60, "c": 50, "d": 44, "e": 60}
 
 
 @pytest.fixture(scope="module")
-def novelty() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("novelty")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        torch.set_num_threads(threads)
+def novelty(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("novelty")
 
 
 def make_pools(novelty: ModuleType) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """benchmarks/olora.py: orthogonal LoRAs keep the old ones, and are driven away from them. No figure is judged here."""
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +14,8 @@ __all__ = ["lean_process", "tiny_base", "tiny_rows"]
 
 
 @pytest.fixture(scope="module")
-def olora() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield importlib.import_module("olora")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        torch.set_num_threads(threads)
+def olora(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("olora")
 
 
 @pytest.fixture

@@ -1,30 +1,18 @@
 """benchmarks/step.py: it runs and writes what it says, and its checks and bars can fail. No figure is judged here."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def step() -> Iterator[ModuleType]:
-    """The script as a module; it sets the number of threads, which others in this process may not want."""
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("step")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        torch.set_num_threads(threads)
+def step(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("step")
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,10 @@
 """Answers cut from patterns are found, those that people wrote are not, whatever the questions are about."""
 
-import json
 import random
-from pathlib import Path
-
-import pytest
 
 from dylora_moe.generate.review import near_copies, review
 from dylora_moe.generate.skeletons import find_skeletons, most_common
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAMES = ("Anna", "Bruno", "Carla", "Dario", "Elena", "Franco", "Gina", "Hugo", "Irene", "Luca", "Marta", "Nino", "Olga")
 THINGS = (
     "casa",
@@ -30,13 +25,6 @@ PATTERNS = (
     "Ottima domanda! {a}",
     "Questo testo di livello {level} mostra una buona padronanza di {a}",
     "In italiano, la parola {b} significa {c} e si usa spesso con {a}",
-    "Ciao! Sono felice di aiutarti con {b}. {a}",
-    "Per rispondere alla tua domanda, {a}",
-    "{a} Spero che questa spiegazione ti sia utile!",
-    "{a} Continua così, stai facendo progressi!",
-    "Certo! Ecco un esempio: {a}. Prova a scrivere una frase con {b}.",
-    "La frase {b} è corretta, ma ricorda che {a}",
-    "È importante ricordare che {a} Fammi sapere se hai altre domande.",
 )
 
 
@@ -73,38 +61,6 @@ def test_few_answers_alike_are_no_pattern() -> None:
     draw = random.Random(0)
     answers = [f"Ottima domanda {free(draw, 8)}" for _ in range(7)] + [free(draw, 9) for _ in range(40)]
     assert find_skeletons(["?"] * 47, answers) == [None] * 47
-
-
-@pytest.mark.skipif(not (SHARED / "cima").is_dir(), reason="the tutors' replies of CIMA are not beside the repository")
-@pytest.mark.parametrize("italian_questions", [False, True])
-@pytest.mark.parametrize("share", [0.2, 0.5])
-def test_injected_patterns_among_replies_of_people(share: float, italian_questions: bool) -> None:
-    """The bars: 95 % of ten kinds of patterns found, 2 % of the replies of people taken for one."""
-    exercises = json.loads((SHARED / "cima" / "dataset.json").read_text(encoding="utf-8"))["prepDataset"].values()
-    asked = ("engPrep", "engObj", "engColor", "prep", "obj", "color")
-    pairs = [
-        (" ".join([*(exercise[name] for name in asked), *exercise["past_convo"]]), reply)
-        for exercise in exercises
-        for reply in exercise["tutorResponses"]
-    ]
-    alone = find_skeletons([question for question, _ in pairs], [reply for _, reply in pairs])
-    assert len(pairs) == 3315 and sum(each is not None for each in alone) <= 0.02 * 3315
-    draw = random.Random(0)
-    sentences = (SHARED / "tatoeba" / "tatoeba.ita-eng.ita").read_text(encoding="utf-8").splitlines()
-
-    def words(least: int, most: int) -> str:
-        return " ".join(" ".join(draw.sample(sentences, 3)).split()[: draw.randint(least, most)])
-
-    people = draw.sample(pairs, 1000)
-    number = round(1000 * share / (1 - share))
-    made = [
-        PATTERNS[place % 10].format(a=words(4, 14), b=words(1, 3), c=words(1, 3), level=draw.choice(["A1", "B2"]))
-        for place in range(number)
-    ]
-    to_made = [draw.choice(sentences) if italian_questions else draw.choice(pairs)[0] for _ in made]
-    found = find_skeletons([question for question, _ in people] + to_made, [reply for _, reply in people] + made)
-    assert sum(each is not None for each in found[1000:]) >= 0.95 * number
-    assert sum(each is not None for each in found[:1000]) <= 0.02 * 1000
 
 
 def test_the_second_of_two_near_copies_is_one() -> None:

@@ -131,6 +131,12 @@ class KeepSettings(BaseModel, use_attribute_docstrings=True):
     """Texts whose levels are known, from which bands are learned that say the level of an answer; not given: levels are
     not checked."""
 
+    word_levels: Annotated[
+        str | None,
+        Advice(values="a data file with columns word and level", note="Only with levelled_text."),
+    ] = None
+    """Words whose levels are known, which tell the level of an answer beside what else is counted in it."""
+
     level_tolerance: Annotated[int, Advice(unit="levels", note="Only with levelled_text.")] = Field(default=1, ge=0)
     """How many levels an answer may be off what was asked for; one of fewer than twelve words is not judged."""
 
@@ -184,6 +190,11 @@ class GenerateConfig(KeepSettings, GeneratorSettings, QuestionSettings):
             not self.levels or min(self.levels.values()) < 0 or not any(self.levels.values())
         ):
             raise ValueError(f"levels must have rows, and none fewer than 0, got {self.levels}.")
+        if self.word_levels is not None and self.levelled_text is None:
+            raise ValueError(
+                "word_levels needs levelled_text, from which bands are learned, got none. docs/generate.md says how to "
+                "make one from a list of words."
+            )
         return self
 
     @property

@@ -4,6 +4,7 @@ Each check gives a code, so that counts can be compared; `REASONS` says it in wo
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -25,15 +26,19 @@ REASONS: Mapping[str, str] = {
 # Letters under which a language cannot be told: Tatoeba's sentences, Italian against English (docs/log.md).
 _LEAST_LETTERS = 20
 _LEAST_ECHO_WORDS = 5
-_ECHO = 0.8
+# Of the question's words, those that an echo has; of its own, those that it may add.
+_SAID, _ADDED = 0.8, 0.1
 # In the first words only: later on it may be the subject of a lesson.
 _REFUSAL_CHARS = 160
+_DO = r"(?:help|assist|answer|provide|fulfil|comply|respond|do (?:this|that))"
 _REFUSAL = re.compile(
-    r"as an ai\b|as a (?:large )?language model|i can(?:'|no)?t (?:help|assist|answer|provide)"
-    r"|i(?:'m| am) (?:sorry|unable|not able)\b.{0,40}\b(?:can(?:'|no)?t|unable|not able)"
+    r"as an? (?:ai\b|(?:large )?language model)|i(?:'m| am) (?:just )?an ai\b"
+    rf"|\bi (?:can'?t|cannot|can not|won'?t) {_DO}|\bi(?:'m| am) (?:unable|not able) to {_DO}"
+    r"|\bsorry,? (?:but )?i(?:'m| am)? (?:can'?t|cannot|unable|not able)"
+    r"|\bi must (?:decline|refuse)|not appropriate for me"
     r"|(?:in quanto|come) (?:ia\b|intelligenza artificiale|modello linguistico)"
-    r"|sono (?:solo )?un modello (?:linguistico|di linguaggio)|mi dispiace,? (?:ma )?non posso"
-    r"|non (?:posso|sono in grado di) (?:aiutarti|rispondere|fornire)",
+    r"|sono (?:solo )?un modello (?:linguistico|di linguaggio)|(?:mi dispiace|spiacente),? (?:ma )?non posso"
+    r"|\bnon (?:posso|sono in grado di) (?:aiutarti|rispondere|fornire)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+")
@@ -53,7 +58,7 @@ def check_answer(reply: Reply, question: Question, language: str | None) -> list
     found = [] if reply.is_whole else ["cut_off"]
     if echoes(words, _WORD.findall(question.text.lower())):
         found.append("repeats_question")
-    if _REFUSAL.search(reply.text[:_REFUSAL_CHARS]):
+    if _REFUSAL.search(reply.text[:_REFUSAL_CHARS].replace("\u2019", "'")):
         found.append("refusal")
     if language and not is_in(reply.text, language):
         found.append("language")
@@ -61,17 +66,17 @@ def check_answer(reply: Reply, question: Question, language: str | None) -> list
 
 
 def echoes(answer: Sequence[str], question: Sequence[str]) -> bool:
-    """Whether an answer begins with the question, or is made of little else. Words in lower case."""
+    """Whether an answer begins with the question, or says nearly all of it and hardly a word more. In lower case.
+
+    An answer out of a text that stands in the question says little of the question; one that adds the word that was
+    asked for says more.
+    """
     if len(question) < _LEAST_ECHO_WORDS:
         return False
     if list(answer[: len(question)]) == list(question):
         return True
-    asked = set(question)
-    return (
-        bool(answer)
-        and len(answer) <= 2 * len(question)
-        and sum(word in asked for word in answer) > _ECHO * len(answer)
-    )
+    both = (Counter(answer) & Counter(question)).total()
+    return both > _SAID * len(question) and len(answer) - both <= _ADDED * len(answer)
 
 
 def is_in(text: str, language: str) -> bool:

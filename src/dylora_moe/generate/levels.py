@@ -1,7 +1,7 @@
 """How hard a text is, on a scale that levelled texts teach: bands over a line through what can be counted in it.
 
-Length of sentences and words, the Gulpease index, and how common its words are. A ridge regression on the number of the
-level gives the line, the midpoints between the levels' means on it the bands.
+Length of sentences and words, the Gulpease index, how common its words are, and their levels where the user has a list
+of words. A ridge regression on the number of the level gives the line, midpoints between the levels' means the bands.
 """
 
 import re
@@ -19,6 +19,8 @@ from dylora_moe.errors import ConfigError, DataError
 Frequency = Callable[[str], float]
 """A word -> how common it is, as the logarithm of its frequency in a thousand million words (the Zipf scale)."""
 
+Measure = Callable[[str], NDArray[np.float64]]
+"""A text -> what is counted in it, the same numbers for every text."""
 
 FEATURES = (
     "words a sentence",
@@ -32,6 +34,9 @@ FEATURES = (
     "words below 4",
     "words below 5",
 )
+"""What is counted in every text."""
+LIST_FEATURES = ("mean level of words", "level of the hardest tenth")
+"""What is counted beside it where there is a list of words; of words that it has."""
 MIN_WORDS = 12
 """Words under which a text says too little of its level."""
 
@@ -42,22 +47,27 @@ _WORD = re.compile(r"[^\W\d_]+")
 _SENTENCE = re.compile(r"[.!?…]+(?:\s|$)")
 
 
-def measure(text: str, frequency: Frequency) -> NDArray[np.float64]:
-    """What is counted in a text, as `FEATURES` names it.
+def make_measure(frequency: Frequency, word_levels: Mapping[str, int] | None = None) -> Measure:
+    """What counts `FEATURES` in a text, and `LIST_FEATURES` where there is a list.
 
     Source of Gulpease, made for Italian: Lucisano and Piemontese, GULPEASE: una formula per la predizione della
     difficoltà dei testi in lingua italiana, 1988; 89 + (300 sentences - 10 letters) / words.
+
+    Args:
+        frequency: How common words are.
+        word_levels: Word in lower case -> number of its level, the easiest 0.
     """
-    words = _WORD.findall(text.lower())
-    count, letters = max(1, len(words)), sum(map(len, words))
-    sentences = max(1, len(_SENTENCE.findall(text)))
-    found = np.array([frequency(word) for word in words] or [0.0])
-    return np.array(
-        [
-            count / sentences,
-            letters / count,
-            89 + (300 * sentences - 10 * letters) / count,
-            sum(len(word) >= _LONG for word in words) / count,
+
+    def count(text: str) -> NDArray[np.float64]:
+        words = _WORD.findall(text.lower())
+        number, letters = max(1, len(words)), sum(map(len, words))
+        sentences = max(1, len(_SENTENCE.findall(text)))
+        found = np.array([frequency(word) for word in words] or [0.0])
+        counted = [
+            number / sentences,
+            letters / number,
+            89 + (300 * sentences - 10 * letters) / number,
+            sum(len(word) >= _LONG for word in words) / number,
             found.mean(),
             np.quantile(found, 0.1),
             np.quantile(found, 0.25),
@@ -65,7 +75,12 @@ def measure(text: str, frequency: Frequency) -> NDArray[np.float64]:
             (found < 4).mean(),
             (found < 5).mean(),
         ]
-    )
+        if word_levels is not None:
+            listed = [word_levels[word] for word in words if word in word_levels] or [0]
+            counted += [np.mean(listed), np.quantile(listed, 0.9)]
+        return np.array(counted, np.float64)
+
+    return count
 
 
 def num_words(text: str) -> int:
@@ -84,6 +99,7 @@ class LevelScale:
         weights: Of each feature, in deviations.
         offset: Of the line.
         cuts: Where on the line each level ends, ascending; one fewer than levels.
+        measure: What counts the features.
     """
 
     levels: tuple[str, ...]
@@ -92,25 +108,26 @@ class LevelScale:
     weights: tuple[float, ...]
     offset: float
     cuts: tuple[float, ...]
+    measure: Measure
 
     def place(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Texts on the line: (texts, features) -> (texts,)."""
         scaled = (features - np.asarray(self.centre)) / np.asarray(self.spread)
         return np.asarray(scaled @ np.asarray(self.weights) + self.offset, np.float64)
 
-    def level_of(self, text: str, frequency: Frequency) -> str | None:
+    def level_of(self, text: str) -> str | None:
         """The level of a text; None where it has too few words to tell."""
         if num_words(text) < MIN_WORDS:
             return None
-        return self.levels[int(np.searchsorted(self.cuts, self.place(measure(text, frequency)[None])[0]))]
+        return self.levels[int(np.searchsorted(self.cuts, self.place(self.measure(text)[None])[0]))]
 
 
-def learn_scale(texts: Mapping[str, Sequence[str]], frequency: Frequency) -> LevelScale:
+def learn_scale(texts: Mapping[str, Sequence[str]], measure: Measure) -> LevelScale:
     """A scale from texts of each level.
 
     Args:
         texts: Level -> texts, the easiest level first; shorter ones than `MIN_WORDS` are left out.
-        frequency: How common words are, in the language of the texts.
+        measure: What is counted in a text.
 
     Raises:
         DataError: There are fewer than two levels, or one has too few texts.
@@ -125,7 +142,7 @@ def learn_scale(texts: Mapping[str, Sequence[str]], frequency: Frequency) -> Lev
                 f"{len(found)} of {level}. Give more."
             )
     wanted = np.concatenate([np.full(len(found), place, np.float64) for place, found in enumerate(used.values())])
-    features = np.stack([measure(text, frequency) for found in used.values() for text in found])
+    features = np.stack([measure(text) for found in used.values() for text in found])
     centre, spread = features.mean(0), features.std(0)
     spread[spread == 0] = 1.0
     scaled = (features - centre) / spread
@@ -134,7 +151,7 @@ def learn_scale(texts: Mapping[str, Sequence[str]], frequency: Frequency) -> Lev
     share *= len(share) / share.sum()
     offset = float(np.average(wanted, weights=share))
     moment = (scaled * share[:, None]).T
-    weights = np.linalg.solve(moment @ scaled + _RIDGE * np.eye(len(FEATURES)), moment @ (wanted - offset))
+    weights = np.linalg.solve(moment @ scaled + _RIDGE * np.eye(features.shape[1]), moment @ (wanted - offset))
     line = scaled @ weights + offset
     means = np.maximum.accumulate([line[wanted == place].mean() for place in range(len(used))])
     return LevelScale(
@@ -144,6 +161,7 @@ def learn_scale(texts: Mapping[str, Sequence[str]], frequency: Frequency) -> Lev
         weights=tuple(weights.tolist()),
         offset=offset,
         cuts=tuple(((means[:-1] + means[1:]) / 2).tolist()),
+        measure=measure,
     )
 
 
@@ -167,6 +185,33 @@ def read_levelled(path: Path, levels: Sequence[str]) -> dict[str, list[str]]:
             )
         found.setdefault(str(level), []).append(text)
     return {level: found[level] for level in levels if level in found}
+
+
+def read_word_levels(path: Path, levels: Sequence[str]) -> dict[str, int]:
+    """Word in lower case -> number of its level, from a file with columns `word` and `level` (or `cefr`).
+
+    A word that stands there twice has the easier level; of "il, lo, la" each is one. Rows without a level are left out.
+
+    Args:
+        path: Of the file.
+        levels: Names that may stand in it, the easiest first.
+
+    Raises:
+        DataError: The file cannot be read, a row has no word or another level, or no row has a level.
+    """
+    found: dict[str, int] = {}
+    for where, row in read_rows(path):
+        word, level = row.get("word"), row.get("level", row.get("cefr"))
+        if not isinstance(word, str) or (level and level not in levels):
+            raise DataError(
+                f"{where}: a list of words must have a word and a level among {', '.join(levels)}, or none, got level "
+                f"{level!r} and {type(word).__name__}."
+            )
+        for each in map(str.strip, word.lower().split(",") if level else ()):
+            found[each] = min(found.get(each, len(levels)), levels.index(str(level)))
+    if not found:
+        raise DataError(f"{path}: a list of words must have words with levels, got none.")
+    return found
 
 
 def word_frequency(language: str | None) -> Frequency:

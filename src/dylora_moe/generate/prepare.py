@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
@@ -12,7 +11,14 @@ from dylora_moe.data.example import Example
 from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError
 from dylora_moe.generate.families import check_families
-from dylora_moe.generate.levels import learn_scale, read_levelled, word_frequency
+from dylora_moe.generate.levels import (
+    LevelScale,
+    learn_scale,
+    make_measure,
+    read_levelled,
+    read_word_levels,
+    word_frequency,
+)
 from dylora_moe.generate.packs import Pack, load_pack
 from dylora_moe.generate.plan import Planned, make_plan, share_out
 from dylora_moe.generate.questions import Cleaned, Question, collect
@@ -75,14 +81,19 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
         raise ConfigError("questions must hold a question that can be asked, got none.")
     made = Prepared(pack=pack, counts=counts, questions=questions)
     if config.levelled_text is not None:
-        frequency = word_frequency(pack.answers_in)
-        scale = learn_scale(read_levelled(Path(config.levelled_text), list(pack.levels)), frequency)
-        made.level_of = partial(scale.level_of, frequency=frequency)
+        made.level_of = _learn_levels(config.levelled_text, config.word_levels, pack).level_of
     plan = make_plan([question.source for question in questions], levels, seed=config.seed)
     for planned in plan:
         question = questions[planned.question]
         made.work.append(Work(id=_identify(config, pack, planned.level, question), planned=planned, question=question))
     return made
+
+
+def _learn_levels(levelled_text: str, word_levels: str | None, pack: Pack) -> LevelScale:
+    names = list(pack.levels)
+    listed = read_word_levels(Path(word_levels), names) if word_levels is not None else None
+    measure = make_measure(word_frequency(pack.answers_in), listed)
+    return learn_scale(read_levelled(Path(levelled_text), names), measure)
 
 
 def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:

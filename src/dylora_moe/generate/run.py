@@ -41,6 +41,7 @@ _MAY_CHANGE = {
     "output_price",
     "max_regenerations",
     "levelled_text",
+    "word_levels",
     "level_tolerance",
     "keep",
     "validation_split",

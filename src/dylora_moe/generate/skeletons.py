@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 # An opening or ending of so many words, and a frame of four in a row, is a formula where it explains both this share
-# of all answers and so many of them. Measured on CIMA's 3,315 tutor replies, which people wrote: 1.3 % are of one
-# ("How do you say"), against all of ten kinds that were put in, each in 2 % of the answers and more (docs/log.md).
+# of all answers and so many of them. Measured on CIMA's 3,315 replies of people: none is of one, against
+# all of ten kinds that were put in, each in 2 % of the answers and more (benchmarks/checks.py, docs/log.md).
 _OPENINGS, _ENDINGS, _FRAME = (2, 3, 4), (3, 4), 4
 _SHARE, _LEAST = 0.02, 8
 # Of a frame's words, those that the question may have; of an answer's words, those that frames must make up.
