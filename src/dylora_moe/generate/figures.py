@@ -8,9 +8,10 @@ from typing import Any
 from dylora_moe.config import GenerateConfig
 from dylora_moe.generate.levels import agreement, confusion
 from dylora_moe.generate.prepare import Prepared
-from dylora_moe.generate.result import MadeRow, distinct
+from dylora_moe.generate.result import MadeRow
 from dylora_moe.generate.rows import RowState
 from dylora_moe.generate.skeletons import Skeleton, find_skeletons, most_common
+from dylora_moe.generate.variety import distinct, self_bleu
 
 _PATTERNS, _SAMPLES = 10, 3  # of each shown
 
@@ -37,7 +38,7 @@ def figures(
     asked = Counter(work.planned.level for work in made.work)
     passed = Counter(work.planned.level for work in made.work if states[work.id].end == "passed")
     generated = [row for row in rows if row.origin == "generated"]
-    answers = [row.answer for row in generated]
+    answers = {origin: [row.answer for row in rows if row.origin == origin] for origin in ("generated", "authentic")}
     words = {level: [len(row.answer.split()) for row in generated if row.level == level] for level in asked}
     authentic = len(rows) - len(generated)
     tokens_in, tokens_out = (sum(event.get(name) or 0 for event in events) for name in ("tokens_in", "tokens_out"))
@@ -82,8 +83,11 @@ def figures(
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "cost": (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6,
-        "distinct_1": distinct(answers, 1),
-        "distinct_2": distinct(answers, 2),
+        "variety": {
+            origin: {"distinct_1": distinct(found, 1), "distinct_2": distinct(found, 2), "self_bleu": self_bleu(found)}
+            for origin, found in answers.items()
+            if found
+        },
     }
 
 

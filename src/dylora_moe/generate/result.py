@@ -1,7 +1,6 @@
 """What came of a generation: rows to train on, a side for validation, and the figures that a data card has."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,18 +79,6 @@ def as_record(row: MadeRow, before: Sequence[Message], provenance: Mapping[str, 
     if row.reasons:
         record["reasons"] = list(row.reasons)
     return record
-
-
-def distinct(answers: Sequence[str], n: int) -> float:
-    """Share of runs of n words that are different from each other, 0 to 1; higher is more varied.
-
-    Source: Li and others, A Diversity-Promoting Objective Function for Neural Conversation Models, 2016.
-    """
-    found: Counter[tuple[str, ...]] = Counter()
-    for answer in answers:
-        words = answer.lower().split()
-        found.update(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
-    return len(found) / found.total() if found else 0.0
 
 
 def _digest(*parts: str) -> str:
