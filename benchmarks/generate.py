@@ -21,12 +21,13 @@ from _measure import environment
 from rich.console import Console
 
 from dylora_moe.config import GenerateConfig, make_generate_config
+from dylora_moe.generate.asking import make_client
 from dylora_moe.generate.clients import Client
 from dylora_moe.generate.engine import Engine, Job
 from dylora_moe.generate.journal import Journal
 from dylora_moe.generate.prepare import prepare
 from dylora_moe.generate.rows import Limits
-from dylora_moe.generate.run import LOG, make_client, make_job
+from dylora_moe.generate.run import LOG, make_job
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,6 +98,10 @@ def pipeline(config: GenerateConfig, client: Client, jobs: list[Job]) -> float:
     return len(jobs) / seconds
 
 
+def client_of(config: GenerateConfig) -> Client:
+    return make_client(config, config.generator, config.endpoints, lambda line: None)
+
+
 @click.command(help=__doc__)
 @click.option("--rows", default=3000, show_default=True, help="Against the server that answers at once.")
 @click.option("--rows-at-latency", default=1500, show_default=True)
@@ -115,9 +120,9 @@ def main(rows: int, rows_at_latency: int, latency: float, in_flight: int, repeat
             jobs = [make_job(config, made, work) for work in made.work]
             config.run_dir.mkdir()
             for _ in range(repeats):
-                rates["direct"].append(direct(make_client(config, lambda line: None), jobs, in_flight))
+                rates["direct"].append(direct(client_of(config), jobs, in_flight))
                 (config.run_dir / LOG).unlink(missing_ok=True)
-                rates["pipeline"].append(pipeline(config, make_client(config, lambda line: None), jobs))
+                rates["pipeline"].append(pipeline(config, client_of(config), jobs))
         shares = [mine / theirs for mine, theirs in zip(rates["pipeline"], rates["direct"], strict=True)]
         record[name] = {"delay_s": delay, "rows": number, "rows_per_second": rates, "share_kept": median(shares)}
         console.print(

@@ -5,7 +5,7 @@
 It prints its port, then answers until it is ended. Faults, each with its share of the requests: `429`, `500`, `401`,
 `slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none), `empty` (no
 choices), `long` (cut at max_tokens), `english`, `until_told` (English until a request says what was wrong), `same`.
-`/requests` gives how many requests came.
+With `says` it answers just that. `/requests` gives how many requests came.
 """
 
 import asyncio
@@ -22,6 +22,17 @@ bella nuovo grande piccolo sera mattina strada città mare sole
 """.split()  # noqa: SIM905
 
 
+ENGLISH = "Here is the answer to your question in plain English words."
+TEXTS = {"english": ENGLISH, "same": "La parola che cerchi si usa spesso quando parliamo di cose belle e grandi."}
+RAW = {
+    "401": (401, b"no key", ""),
+    "429": (429, b'{"error": "slow down"}', "Retry-After: 0.01\r\n"),
+    "500": (500, b"oops", ""),
+    "malformed": (200, b'{"choices": [{"message": {"content": "ha', ""),
+    "empty": (200, b'{"choices": []}', ""),
+}
+
+
 def answer_of(body: dict[str, Any]) -> str:
     """Twelve Italian words that the messages and the seed decide."""
     draw = random.Random(zlib.crc32(json.dumps([body["messages"], body.get("seed")]).encode()))
@@ -29,8 +40,9 @@ def answer_of(body: dict[str, Any]) -> str:
 
 
 class Stub:
-    def __init__(self, faults: dict[str, float], delay_s: float, seed: int) -> None:
-        self.faults, self.delay_s, self.draw, self.requests = faults, delay_s, random.Random(seed), 0
+    def __init__(self, faults: dict[str, float], delay_s: float, seed: int, says: str | None) -> None:
+        self.faults, self.delay_s, self.says = faults, delay_s, says
+        self.draw, self.requests = random.Random(seed), 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -56,26 +68,12 @@ class Stub:
         fault = self.choose()
         if fault == "slow":
             await asyncio.sleep(3600)
-        if fault == "429":
-            await send(writer, 429, b'{"error": "slow down"}', "Retry-After: 0.01\r\n")
+        if fault in RAW:
+            await send(writer, *RAW[fault])
             return True
-        if fault == "401":
-            await send(writer, 401, b"no key")
-            return True
-        if fault == "500":
-            await send(writer, 500, b"oops")
-            return True
-        if fault == "malformed":
-            await send(writer, 200, b'{"choices": [{"message": {"content": "ha')
-            return True
-        if fault == "empty":
-            await send(writer, 200, b'{"choices": []}')
-            return True
-        text = "Here is the answer to your question in plain English words." if fault == "english" else answer_of(body)
+        text = self.says or TEXTS.get(fault or "", answer_of(body))
         if fault == "until_told" and "did not pass" not in body["messages"][-1]["content"]:
-            text = "Here is the answer to your question in plain English words."
-        if fault == "same":
-            text = "La parola che cerchi si usa spesso quando parliamo di cose belle e grandi."
+            text = ENGLISH
         finish = "length" if fault == "long" else "stop"
         record = {
             "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}],
@@ -104,7 +102,7 @@ async def send(writer: asyncio.StreamWriter, status: int, content: bytes, header
 
 
 async def main(settings: dict[str, Any]) -> None:
-    stub = Stub(settings.get("faults", {}), settings.get("delay_s", 0.0), settings.get("seed", 0))
+    stub = Stub(settings.get("faults", {}), settings.get("delay_s", 0.0), settings.get("seed", 0), settings.get("says"))
     server = await asyncio.start_server(stub.handle, "127.0.0.1", settings.get("port", 0), limit=2**24)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -10,6 +10,7 @@ import pytest
 
 from dylora_moe.config import GenerateConfig
 from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.generate.asking import Hooks
 from dylora_moe.generate.levels import (
     FEATURES,
     MIN_WORDS,
@@ -21,7 +22,7 @@ from dylora_moe.generate.levels import (
     read_word_levels,
     word_frequency,
 )
-from dylora_moe.generate.run import Hooks, generate
+from dylora_moe.generate.run import generate
 
 COMMON = ("casa", "cane", "sole", "mare", "pane", "vino", "mano", "sale")
 RARE = ("perspicacia", "inveterato", "ottemperare", "desueto", "recondito", "esiziale", "pedissequo", "sagacia")

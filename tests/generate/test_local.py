@@ -12,9 +12,10 @@ from tests.tiny import lean_process, tiny_base
 from dylora_moe.bases import load_base
 from dylora_moe.config import GenerateConfig
 from dylora_moe.data.example import Message
+from dylora_moe.generate.asking import Hooks
 from dylora_moe.generate.clients import Failure, Reply, Request
 from dylora_moe.generate.clients.local import LocalClient
-from dylora_moe.generate.run import Hooks, generate
+from dylora_moe.generate.run import generate
 
 __all__ = ["lean_process", "tiny_base"]
 

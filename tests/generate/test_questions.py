@@ -9,9 +9,10 @@ import pytest
 from dylora_moe.config import GenerateConfig
 from dylora_moe.data.example import Example, Message, instruction_example
 from dylora_moe.errors import ConfigError
+from dylora_moe.generate.asking import Hooks
 from dylora_moe.generate.packs import load_pack, write_pack
 from dylora_moe.generate.questions import clean_text, collect
-from dylora_moe.generate.run import Hooks, generate
+from dylora_moe.generate.run import generate
 
 USER = (Message(role="user", content="{{ 7 * 7 }}{% for x in range(9) %}x{% endfor %}"),)
 

@@ -33,7 +33,8 @@ def _generate(
     from dylora_moe.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from dylora_moe.generate.run import Hooks, generate
+    from dylora_moe.generate.asking import Hooks
+    from dylora_moe.generate.run import generate
 
     console = consoles(as_json)
     if dry_run:

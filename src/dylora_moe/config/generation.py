@@ -137,8 +137,24 @@ class KeepSettings(BaseModel, use_attribute_docstrings=True):
     ] = None
     """Words whose levels are known, which tell the level of an answer beside what else is counted in it."""
 
-    level_tolerance: Annotated[int, Advice(unit="levels", note="Only with levelled_text.")] = Field(default=1, ge=0)
+    level_tolerance: Annotated[int, Advice(unit="levels", note="Only with levelled_text or a judge.")] = Field(
+        default=1, ge=0
+    )
     """How many levels an answer may be off what was asked for; one of fewer than twelve words is not judged."""
+
+    judge: Annotated[
+        str | None,
+        Advice(
+            note="With judge_endpoints, as the servers call it; without, as base_model: it runs in this process. "
+            "Answers that are more than level_tolerance levels off are asked for anew; those it names no level of stay."
+        ),
+    ] = None
+    """A model that is asked for the level of every answer that passed; not given: none is asked."""
+
+    judge_endpoints: Annotated[
+        tuple[str, ...], Advice(values="a list of addresses such as http://localhost:8001/v1", note="As a flag: a,b,c.")
+    ] = ()
+    """Servers of the judge, with the same key; none to run it in this process."""
 
     max_regenerations: Annotated[int, Advice(unit="answers", note="Each is asked for with the reason.")] = Field(
         default=2, ge=0
@@ -174,7 +190,7 @@ class GenerateConfig(KeepSettings, GeneratorSettings, QuestionSettings):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @field_validator("endpoints")
+    @field_validator("endpoints", "judge_endpoints")
     @classmethod
     def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
@@ -190,6 +206,8 @@ class GenerateConfig(KeepSettings, GeneratorSettings, QuestionSettings):
             not self.levels or min(self.levels.values()) < 0 or not any(self.levels.values())
         ):
             raise ValueError(f"levels must have rows, and none fewer than 0, got {self.levels}.")
+        if self.judge_endpoints and self.judge is None:
+            raise ValueError("judge_endpoints needs judge, the name of the model that they have, got none.")
         if self.word_levels is not None and self.levelled_text is None:
             raise ValueError(
                 "word_levels needs levelled_text, from which bands are learned, got none. docs/generate.md says how to "

@@ -25,12 +25,12 @@ class Job:
     Attributes:
         id: Of its content, by which the log knows it.
         ask: Reasons why the last answer did not pass, and how many came before -> what to send.
-        judge: An answer -> reasons why it does not pass, none where it does.
+        check: An answer -> reasons why it does not pass, none where it does.
     """
 
     id: str
     ask: Callable[[Sequence[str], int], Request]
-    judge: Callable[[Reply], Sequence[str]]
+    check: Callable[[Reply], Sequence[str]]
 
 
 @dataclass(slots=True)
@@ -142,10 +142,10 @@ class Engine:
         return found
 
     async def _run(self, waiting: Sequence[Job], states: dict[str, RowState]) -> None:
-        tally, queue = Tally(), iter(waiting)
+        tally, queue, at_once = Tally(), iter(waiting), min(self.in_flight, len(waiting))
         health = _Health(
             # Fewer than would set a row aside, however they fall.
-            failures=min(2 * self.in_flight + 8, max(1, self.limits.tries - 1) * self.in_flight),
+            failures=min(2 * at_once + 8, max(1, self.limits.tries - 1) * at_once),
             patience_s=self.patience_s,
         )
 
@@ -153,7 +153,7 @@ class Engine:
             for job in queue:  # shared: each takes the next
                 await self._finish(job, states, tally, health)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(self.in_flight, len(waiting)))]
+        workers = [asyncio.create_task(work()) for _ in range(at_once)]
         try:
             pending = set(workers)
             while pending:
@@ -201,6 +201,6 @@ class Engine:
         health.answered()
         tally.tokens_in += reply.tokens_in or 0
         tally.tokens_out += reply.tokens_out or 0
-        event |= {"kind": "answer", "text": reply.text, "reasons": list(job.judge(reply))}
+        event |= {"kind": "answer", "text": reply.text, "reasons": list(job.check(reply))}
         event |= {"seconds": round(time.monotonic() - began, 3), "where": reply.where}
         return event | {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}, 0.0

@@ -21,6 +21,7 @@ def figures(
     made: Prepared,
     states: Mapping[str, RowState],
     events: Sequence[Mapping[str, Any]],
+    opinions: Sequence[Mapping[str, Any]],
     rows: Sequence[MadeRow],
     sides: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def figures(
         made: What it comes to.
         states: Of all rows, by id.
         events: The whole log.
+        opinions: That of the judge.
         rows: That the data hold, authentic ones included.
         sides: How many rows there are to train and to validate on.
     """
@@ -41,7 +43,7 @@ def figures(
     answers = {origin: [row.answer for row in rows if row.origin == origin] for origin in ("generated", "authentic")}
     words = {level: [len(row.answer.split()) for row in generated if row.level == level] for level in asked}
     authentic = len(rows) - len(generated)
-    tokens_in, tokens_out = (sum(event.get(name) or 0 for event in events) for name in ("tokens_in", "tokens_out"))
+    tokens_in, tokens_out = _sum(events, "tokens_in"), _sum(events, "tokens_out")
     return {
         "run": str(config.run_dir),
         "generator": config.generator,
@@ -68,7 +70,14 @@ def figures(
             }
             for level in asked
         },
-        "levels_found": _found(made, generated),
+        "levels_found": _confusion(made, [(row.level, row.level_found) for row in generated]),
+        "levels_judged": _confusion(made, [(row.level, row.level_judged) for row in generated]),
+        "judge": {
+            "model": config.judge,
+            "requests": len(opinions),
+            "tokens_in": _sum(opinions, "tokens_in"),
+            "tokens_out": _sum(opinions, "tokens_out"),
+        },
         "patterns": [asdict(each) for each in _patterns(made, events)],
         "licences": {row.question.source: row.question.licence for row in rows},
         "samples": _samples(rows),
@@ -91,14 +100,18 @@ def figures(
     }
 
 
-def _found(made: Prepared, rows: Sequence[MadeRow]) -> dict[str, Any] | None:
-    """Levels asked for against those found; None where levels are not checked."""
-    judged = [(row.level, row.level_found) for row in rows if row.level is not None and row.level_found is not None]
-    if made.level_of is None:
+def _sum(events: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(event.get(name) or 0 for event in events)
+
+
+def _confusion(made: Prepared, pairs: Sequence[tuple[str | None, str | None]]) -> dict[str, Any] | None:
+    """Levels asked for against others; None where no answer has one."""
+    told = [(asked, other) for asked, other in pairs if asked is not None and other is not None]
+    if not told:
         return None
     names = list(made.pack.levels)
-    counts = confusion(names, [asked for asked, _ in judged], [found for _, found in judged])
-    return {"levels": names, "counts": counts, "kappa": agreement(counts) if judged else None, "rows": len(judged)}
+    counts = confusion(names, [asked for asked, _ in told], [other for _, other in told])
+    return {"levels": names, "counts": counts, "kappa": agreement(counts), "rows": len(told)}
 
 
 def _patterns(made: Prepared, events: Sequence[Mapping[str, Any]]) -> list[Skeleton]:

@@ -1,9 +1,9 @@
 """Prompt packs: a folder of texts that a user edits. Levels with persona and sampling, and what is asked.
 
 `pack.yaml` has the levels; `instructions.txt` is the system message, the same for all rows of a level, so that a server
-reads it once; `question.txt` and `again.txt` the user's, the latter where an answer did not pass; `row.txt`, where it
-is there, what the rows of the data have as a system message. They are Jinja templates in a sandbox, and questions are
-only ever their values.
+reads it once; `question.txt` and `again.txt` the user's, the latter where an answer did not pass. Two may be missing:
+`row.txt`, what the rows of the data have as a system message, and `judge.txt`, how a model is asked for the level of an
+answer. They are Jinja templates in a sandbox, and questions and answers are only ever their values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from dylora_moe.errors import ConfigError
 
 PACKS = ("italian_teacher",)
 _TEXTS = ("instructions", "question", "again")
-_ROW = "row"
-_PROBE = "Question 42?"
+_ROW, _JUDGE = "row", "judge"
+_PROBE, _ANSWER = "Question 42?", "Answer 42."
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     loader=DictLoader({}), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -88,6 +88,8 @@ class Pack:
                 if _PROBE not in self.messages(level, probe, reasons=reasons)[-1].content:
                     raise ConfigError(f"prompt pack {name}: {part}.txt must hold the question: {{{{ question }}}}.")
             self.row(level)
+        if _JUDGE in texts and _ANSWER not in self.judge(probe, _ANSWER)[0].content:
+            raise ConfigError(f"prompt pack {name}: {_JUDGE}.txt must hold the answer: {{{{ answer }}}}.")
 
     def messages(self, level: str, question: Sequence[Message], *, reasons: str = "") -> tuple[Message, ...]:
         """What is sent: the instructions of the level, then the conversation, its last turn as the pack words it.
@@ -98,17 +100,37 @@ class Pack:
             reasons: Why earlier answers did not pass, in sentences; empty for the first.
         """
         *before, last = question
-        asked = self._render("again" if reasons else "question", level, question=last.content, reasons=reasons)
-        instructions = Message(role="system", content=self._render("instructions", level))
-        return (instructions, *before, Message(role="user", content=asked))
+        given = {**self.levels[level].values, "level": level}
+        asked = {**given, "question": last.content, "reasons": reasons}
+        instructions = Message(role="system", content=self._render("instructions", given))
+        return (
+            instructions,
+            *before,
+            Message(role="user", content=self._render("again" if reasons else "question", asked)),
+        )
 
     def row(self, level: str) -> tuple[Message, ...]:
         """What stands before the conversation in the data; nothing where the pack has no text for it."""
-        return (Message(role="system", content=self._render(_ROW, level)),) if _ROW in self._texts else ()
+        given = {**self.levels[level].values, "level": level}
+        return (Message(role="system", content=self._render(_ROW, given)),) if _ROW in self._texts else ()
 
-    def _render(self, part: str, level: str, **values: str) -> str:
+    def judge(self, question: Sequence[Message], answer: str) -> tuple[Message, ...]:
+        """What is sent to ask for the level of an answer.
+
+        Raises:
+            ConfigError: The pack has no text for it.
+        """
+        if _JUDGE not in self._texts:
+            raise ConfigError(
+                f"judge needs a text that asks it: write {_JUDGE}.txt with {{{{ answer }}}} and {{{{ levels }}}} into "
+                f"the prompt pack {self.name}."
+            )
+        values = {"question": question[-1].content, "answer": answer, "levels": list(self.levels)}
+        return (Message(role="user", content=self._render(_JUDGE, values)),)
+
+    def _render(self, part: str, values: Mapping[str, object]) -> str:
         try:
-            return self._texts[part].render({**self.levels[level].values, "level": level, **values}).strip()
+            return self._texts[part].render(values).strip()
         except Exception as error:  # jinja2's, or Python's own from an expression
             raise ConfigError(
                 f"prompt pack {self.name}: {part}.txt must ask for what pack.yaml gives each level ({error})."
@@ -128,7 +150,7 @@ def load_pack(name: str) -> Pack:
             f"again.txt, got {name!r}. `dylora generate --write-prompts FOLDER` writes one to begin with."
         )
     texts = {}
-    optional = (_ROW,) if (folder / f"{_ROW}.txt").is_file() else ()
+    optional = [part for part in (_ROW, _JUDGE) if (folder / f"{part}.txt").is_file()]
     for file in ("pack.yaml", *(f"{part}.txt" for part in (*_TEXTS, *optional))):
         try:
             texts[file] = (folder / file).read_text(encoding="utf-8")

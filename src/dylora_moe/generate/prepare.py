@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
-from dylora_moe.data.example import Example
+from dylora_moe.data.example import Example, Message
 from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError
 from dylora_moe.generate.families import check_families
@@ -62,13 +62,15 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
     """Questions and plan; nothing is asked yet.
 
     Raises:
-        ConfigError: The pack has no such level, a level has more rows than there are questions, or generator and base
-            are of one family.
+        ConfigError: The pack has no such level or asks no judge, a level has more rows than there are questions, or
+            generator and base are of one family.
         DataError: A source of questions cannot be read.
     """
     check_families(config.generator, config.for_base, allowed=config.allow_same_family)
     pack = load_pack(config.prompts)
     levels = config.levels or {name: level.rows for name, level in pack.levels.items()}
+    if config.judge is not None:
+        pack.judge((Message(role="user", content=""),), "")  # raises where it cannot be asked
     if unknown := [name for name in levels if name not in pack.levels]:
         raise ConfigError(
             f"levels must be among {', '.join(pack.levels)} of the prompt pack {pack.name}, got {unknown[0]!r}."

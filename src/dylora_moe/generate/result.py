@@ -23,6 +23,7 @@ class MadeRow:
         answer: Word for word as it came.
         origin: Who wrote it.
         level_found: That the answer has; None where it is too short to tell, or levels are not checked.
+        level_judged: That a judge named; None where none was asked, or it named none.
         reasons: Why it did not pass; none where it did.
     """
 
@@ -32,6 +33,7 @@ class MadeRow:
     answer: str
     origin: Origin
     level_found: str | None = None
+    level_judged: str | None = None
     reasons: tuple[str, ...] = ()
 
 
@@ -70,6 +72,7 @@ def as_record(row: MadeRow, before: Sequence[Message], provenance: Mapping[str, 
         "id": row.id,
         "level": row.level,
         "level_found": row.level_found,
+        "level_judged": row.level_judged,
         "origin": row.origin,
         "source": row.question.source,
         "licence": row.question.licence,

@@ -22,7 +22,7 @@ _CONNECT_S = 10.0
 
 
 class EndpointClient:
-    """Sends each request to the machine with the fewest in flight; one that failed rests a little.
+    """Sends each request to the machine with the fewest in flight; one that failed comes last for a while.
 
     Args:
         urls: Addresses as vLLM and others print them, `http://host:8000/v1`.
@@ -59,7 +59,7 @@ class EndpointClient:
             self._http = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
         await self._pace.turn()
         machine = min(self._machines, key=lambda each: (each.rests_until > time.monotonic(), each.in_flight))
-        if (rest := machine.rests_until - time.monotonic()) > 0:
+        if (rest := machine.asked_until - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         machine.in_flight += 1
         try:
@@ -118,16 +118,24 @@ class EndpointClient:
 
 
 class _Machine:
-    """One address: what it is busy with, and how long it is left alone after failures in a row."""
+    """One address: what it is busy with, and how long others are taken before it after failures in a row.
+
+    Attributes:
+        rests_until: Others come first; where there are none it is asked all the same.
+        asked_until: It asked to be left alone.
+    """
 
     def __init__(self, url: str) -> None:
-        self.url, self.in_flight, self.failures, self.rests_until = url, 0, 0, 0.0
+        self.url, self.in_flight, self.failures, self.rests_until, self.asked_until = url, 0, 0, 0.0, 0.0
 
     def rest(self, asked: float | None) -> None:
         self.failures += 1
         # One lost request of many says nothing about the machine; several in a row do.
         own = 0.0 if self.failures < 3 else min(30.0, 0.05 * 2 ** min(self.failures, 10))
-        self.rests_until = time.monotonic() + max(asked or 0.0, own)
+        now = time.monotonic()
+        self.rests_until = now + max(asked or 0.0, own)
+        if asked:
+            self.asked_until = now + asked
 
 
 class _Pace:
