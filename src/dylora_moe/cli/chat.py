@@ -1,7 +1,6 @@
 """`dylora chat RUN --prompt ...`"""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,12 +39,7 @@ def command(
     console = consoles(as_json=True)  # the answer alone goes to standard output
     trained = load_run(run, progress=console.print)
     messages = [Message(role="system", content=system)] if system else []
-    mode: AbstractContextManager[None] = nullcontext()
-    if base_alone:
-        mode = trained.model.disabled()
-    elif expert is not None:
-        mode = trained.model.forced(expert)
-    with mode:
+    with trained.speaking(expert=expert, base_alone=base_alone):
         (answer,) = generate_answers(
             trained.model,
             trained.tokenizer,

@@ -1,6 +1,7 @@
 """A run or model folder -> the model, its tokenizer, and what it was trained with."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ class TrainedRun:
     config: RunConfig
     model: DyLoraModel
     tokenizer: PreTrainedTokenizerBase
+
+    def speaking(self, *, expert: str | None, base_alone: bool) -> AbstractContextManager[None]:
+        """Inside, one expert answers, or the base alone; with neither the router decides."""
+        if base_alone:
+            return self.model.disabled()
+        return nullcontext() if expert is None else self.model.forced(expert)
+
+
+def speaker(*, expert: str | None, base_alone: bool) -> str:
+    """Who answers, as files are named: routed, base or expert-NAME."""
+    return "base" if base_alone else f"expert-{expert}" if expert else "routed"
 
 
 def read_config(run: RunDir) -> RunConfig:

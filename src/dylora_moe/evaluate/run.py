@@ -1,7 +1,6 @@
 """`dylora evaluate`: a run folder -> figures on its validation rows, kept in the folder."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from dylora_moe.data.build import build_run_data
 from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.stored import Rows
 from dylora_moe.errors import DataError
-from dylora_moe.evaluate.load import TrainedRun, load_run, read_config
+from dylora_moe.evaluate.load import TrainedRun, load_run, read_config, speaker
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
 from dylora_moe.run_dir import DATA, EVAL, STAGE, STAGES, RunDir
 from dylora_moe.skills.library import load_library
@@ -28,13 +27,8 @@ def evaluate_run(
     trained = load_run(folder, progress=progress)
     config, model = trained.config, trained.model
     validation = _validation(trained, progress)
-    mode: AbstractContextManager[None] = nullcontext()
-    if base_alone:
-        mode = model.disabled()
-    elif expert is not None:
-        mode = model.forced(expert)
     progress("Measuring ...")
-    with mode:
+    with trained.speaking(expert=expert, base_alone=base_alone):
         evaluation = evaluate_domains(
             model,
             read_head(model.lm),
@@ -42,8 +36,7 @@ def evaluate_run(
             batch_size=config.eval_batch_size,
             pad_token_id=pad_token_id(trained.tokenizer),
         )
-    name = "base" if base_alone else f"expert-{expert}" if expert else "routed"
-    trained.run.write(f"{EVAL}/{name}.json", asdict(evaluation))
+    trained.run.write(f"{EVAL}/{speaker(expert=expert, base_alone=base_alone)}.json", asdict(evaluation))
     return evaluation
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dylora_moe.config import GenerateConfig
 from dylora_moe.generate.levels import agreement, confusion
+from dylora_moe.generate.packs import Pack
 from dylora_moe.generate.prepare import Prepared
 from dylora_moe.generate.result import MadeRow
 from dylora_moe.generate.rows import RowState
@@ -70,8 +71,8 @@ def figures(
             }
             for level in asked
         },
-        "levels_found": _confusion(made, [(row.level, row.level_found) for row in generated]),
-        "levels_judged": _confusion(made, [(row.level, row.level_judged) for row in generated]),
+        "levels_found": levels_against(made.pack, [(row.level, row.level_found) for row in generated]),
+        "levels_judged": levels_against(made.pack, [(row.level, row.level_judged) for row in generated]),
         "judge": {
             "model": config.judge,
             "requests": len(opinions),
@@ -104,12 +105,12 @@ def _sum(events: Sequence[Mapping[str, Any]], name: str) -> int:
     return sum(event.get(name) or 0 for event in events)
 
 
-def _confusion(made: Prepared, pairs: Sequence[tuple[str | None, str | None]]) -> dict[str, Any] | None:
-    """Levels asked for against others; None where no answer has one."""
+def levels_against(pack: Pack, pairs: Sequence[tuple[str | None, str | None]]) -> dict[str, Any] | None:
+    """Levels asked for against those told of the answers: counts, rows being asked for; None where none was told."""
     told = [(asked, other) for asked, other in pairs if asked is not None and other is not None]
     if not told:
         return None
-    names = list(made.pack.levels)
+    names = list(pack.levels)
     counts = confusion(names, [asked for asked, _ in told], [other for _, other in told])
     return {"levels": names, "counts": counts, "kappa": agreement(counts), "rows": len(told)}
 
