@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dylora_moe.evaluate.generate import Answer
 from dylora_moe.generate import conditioned
 from dylora_moe.generate.asking import Hooks
 from dylora_moe.generate.conditioned import evaluate_levels
+from dylora_moe.generate.packs import write_pack
 from dylora_moe.generate.run import generate
 from dylora_moe.train.run import train
 
@@ -45,10 +47,20 @@ def made(recipe: Recipe, serve: Serve, tmp_path: Path) -> GenerateConfig:
         for level, words in (("A1", EASY), ("C2", HARD))
         for _ in range(8)
     ]
+    write_pack("italian_teacher", tmp_path / "pack")
+    levels = tmp_path / "pack" / "pack.yaml"  # answers that are soon made
+    levels.write_text(
+        re.sub(r"max_tokens: \d+", "max_tokens: 12", levels.read_text(encoding="utf-8")), encoding="utf-8"
+    )
     path = tmp_path / "levelled.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = recipe(
-        endpoints=[serve()], levels={"A1": 8, "C2": 8}, levelled_text=str(path), level_tolerance=5, validation_split=0.4
+        prompts=str(tmp_path / "pack"),
+        endpoints=[serve()],
+        levels={"A1": 8, "C2": 8},
+        levelled_text=str(path),
+        level_tolerance=5,
+        validation_split=0.4,
     )
     generate(config, Hooks())
     return config
