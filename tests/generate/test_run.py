@@ -54,6 +54,9 @@ def test_every_question_gets_its_answer(recipe: Recipe, serve: Serve) -> None:
     assert result["levels"] == {"A1": level, "B2": level} and len(result["samples"]) == 6
     page = (config.run_dir / "report.html").read_text(encoding="utf-8")
     assert result["samples"][0]["answer"] in page and "answered by stub with the prompts italian_teacher" in page
+    card = (config.run_dir / "data" / "README.md").read_text(encoding="utf-8")
+    assert "| generated | 20 | 100.0% |" in card and "| B2 | 10 | 10 | 50.0% | 12.0 |" in card
+    assert "Answers by stub" in card and "questions.jsonl (licence unknown)" in card
     rows = made(config)
     assert len(rows) == 20 and len({row["id"] for row in rows}) == 20
     assert {row["messages"][1]["content"] for row in rows} == {

@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(slots=True)
 class Cleaned:
-    """What was done to questions, each a count of questions."""
+    """What was done to questions, each a count of rows; what was read and is not kept is one of the last three."""
 
     read: int = 0
     control_characters: int = 0
@@ -102,7 +102,7 @@ def collect(
             counts.note("too_long", text)
             continue
         key = tuple(f"{turn.role}: {' '.join(turn.content.lower().split())}" for turn in messages)
-        if key in places and (is_text or not keep_answers[example.source]):
+        if key in places:
             counts.note("repeated", text)
         place = places.setdefault(key, len(asked))
         if place == len(asked):

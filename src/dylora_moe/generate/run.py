@@ -10,6 +10,7 @@ import yaml
 from dylora_moe.config import GenerateConfig, to_yaml
 from dylora_moe.errors import RunError
 from dylora_moe.generate.asking import Hooks, Models, replay
+from dylora_moe.generate.card import data_card
 from dylora_moe.generate.checks import REASONS, check_answer
 from dylora_moe.generate.clients import Reply, Request
 from dylora_moe.generate.engine import Job
@@ -24,7 +25,7 @@ from dylora_moe.report.page import render_generation
 from dylora_moe.run_dir import CONFIG, REPORT, RESULT, RunDir
 
 LOG, JUDGE_LOG = "requests.jsonl", "judgements.jsonl"
-DATA_FOLDER = "data"
+DATA_FOLDER, CARD = "data", "README.md"
 # Settings that say how answers are got, not which.
 _MAY_CHANGE = {
     "endpoints",
@@ -90,6 +91,7 @@ def generate(config: GenerateConfig, hooks: Hooks, *, retry: bool = False) -> di
                     journal.add({"id": id, "kind": "review", "reasons": reasons})
             events = {"log": list(journal.events()), "opinions": list(opinions.events())}
         result = _write(run, config, made, states, judged, **events)
+        run.write(f"{DATA_FOLDER}/{CARD}", data_card(result).encode())
         run.write(REPORT, render_generation(result))
         run.write(RESULT, result)
         return result
