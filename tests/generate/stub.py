@@ -5,7 +5,7 @@
 It prints its port, then answers until it is ended. Faults, each with its share of the requests: `429`, `500`, `401`,
 `slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none), `empty` (no
 choices), `long` (cut at max_tokens), `english`, `until_told` (English until a request says what was wrong), `same`.
-With `says` it answers just that. `/requests` gives how many requests came.
+With `says` it answers just that; `retry_after` are the seconds that a 429 asks for. `/requests` gives how many came.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ ENGLISH = "Here is the answer to your question in plain English words."
 TEXTS = {"english": ENGLISH, "same": "La parola che cerchi si usa spesso quando parliamo di cose belle e grandi."}
 RAW = {
     "401": (401, b"no key", ""),
-    "429": (429, b'{"error": "slow down"}', "Retry-After: 0.01\r\n"),
+    "429": (429, b'{"error": "slow down"}', "Retry-After: {retry_after}\r\n"),
     "500": (500, b"oops", ""),
     "malformed": (200, b'{"choices": [{"message": {"content": "ha', ""),
     "empty": (200, b'{"choices": []}', ""),
@@ -40,9 +40,10 @@ def answer_of(body: dict[str, Any]) -> str:
 
 
 class Stub:
-    def __init__(self, faults: dict[str, float], delay_s: float, seed: int, says: str | None) -> None:
-        self.faults, self.delay_s, self.says = faults, delay_s, says
-        self.draw, self.requests = random.Random(seed), 0
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.faults, self.delay_s = settings.get("faults", {}), settings.get("delay_s", 0.0)
+        self.says, self.retry_after = settings.get("says"), settings.get("retry_after", 0.01)
+        self.draw, self.requests = random.Random(settings.get("seed", 0)), 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -69,7 +70,8 @@ class Stub:
         if fault == "slow":
             await asyncio.sleep(3600)
         if fault in RAW:
-            await send(writer, *RAW[fault])
+            status, content, headers = RAW[fault]
+            await send(writer, status, content, headers.format(retry_after=self.retry_after))
             return True
         text = self.says or TEXTS.get(fault or "", answer_of(body))
         if fault == "until_told" and "did not pass" not in body["messages"][-1]["content"]:
@@ -102,7 +104,7 @@ async def send(writer: asyncio.StreamWriter, status: int, content: bytes, header
 
 
 async def main(settings: dict[str, Any]) -> None:
-    stub = Stub(settings.get("faults", {}), settings.get("delay_s", 0.0), settings.get("seed", 0), settings.get("says"))
+    stub = Stub(settings)
     server = await asyncio.start_server(stub.handle, "127.0.0.1", settings.get("port", 0), limit=2**24)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -70,10 +70,12 @@ def test_a_model_that_answers_at_its_level_is_told_from_one_that_does_not(
     made: GenerateConfig, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Sequence[Any]] = []
+    speakers: set[tuple[str | None, bool]] = set()
 
     def answer(model: Any, tokenizer: Any, conversations: Sequence[Any], **limits: Any) -> list[Answer]:
         """What it would say: hard words where the system message says C2; at A1 nothing once."""
         asked.extend(conversations)
+        speakers.add((model.state.forced, model.state.disabled))
         texts = [" ".join((HARD if "C2" in turns[0].content else EASY) * 2) + "." for turns in conversations]
         if len(asked) == len(conversations):
             texts[0] = ""
@@ -89,7 +91,11 @@ def test_a_model_that_answers_at_its_level_is_told_from_one_that_does_not(
     held, seen = ({json.loads(line)["messages"][-2]["content"] for line in lines} for lines in (validation, learned))
     questions = {turns[-1].content for turns in asked}
     assert len(asked) == 6 and len(questions) == 3 and not questions & seen and questions & held
-    assert [turns[0].role for turns in asked] == ["system"] * 6
+    assert [turns[0].role for turns in asked] == ["system"] * 6 and speakers == {(None, False)}
+    for who, state in (({"expert": "expert_1"}, ("expert_1", False)), ({"base_alone": True}, (None, True))):
+        speakers.clear()
+        evaluate_levels(finished, made.run_dir, rows=1, **who, tell=lambda line: None)
+        assert speakers == {state}
 
 
 def test_a_real_model_is_asked(made: GenerateConfig, finished: Path) -> None:

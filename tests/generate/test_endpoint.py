@@ -82,6 +82,23 @@ def test_a_machine_that_fails_again_and_again_is_left_alone(serve: Serve) -> Non
     assert sum(isinstance(each, Reply) for each in found[3:]) >= 6
 
 
+def test_a_machine_that_asks_to_wait_is_left_alone_for_so_long(serve: Serve) -> None:
+    url, other = serve(faults={"429": 1.0}, retry_after=0.6), serve(faults={"500": 1.0})
+    took = []
+    for address in (url, other):
+        client = EndpointClient([address], "stub", key_variable="NO_SUCH_KEY", timeout_s=1.0, in_flight=2)
+
+        async def run(client: EndpointClient = client) -> float:
+            began = time.monotonic()
+            for _ in range(4):
+                await asyncio.gather(client.complete(REQUEST), return_exceptions=True)
+            await client.close()
+            return time.monotonic() - began
+
+        took.append(asyncio.run(run()))
+    assert took[0] >= 1.7 and took[1] < 1.0  # nothing is waited for that nobody asked for
+
+
 def test_requests_keep_a_pace(serve: Serve) -> None:
     began = time.monotonic()
     assert all(isinstance(reply, Reply) for reply in ask([serve()], 8, requests_per_minute=600.0))
