@@ -85,6 +85,7 @@ def test_a_model_that_answers_at_its_level_is_told_from_one_that_does_not(
     record = evaluate_levels(finished, made.run_dir, rows=3, tell=lambda line: None)
     assert record["levels_found"]["kappa"] == 1.0 and record["levels_found"]["rows"] == 5
     assert record["levels"]["A1"]["passed"] == 2 and record["levels"]["C2"]["passed"] == 3
+    assert [level["together"] for level in record["levels"].values()] == ["A1", "C2"]
     assert record["wrong"] == {"empty": 1} and record["speaker"] == "routed"
     validation = (made.run_dir / "data" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     learned = (made.run_dir / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()

@@ -61,13 +61,20 @@ def _show_levels(console: Console, record: Mapping[str, Any]) -> None:
     told = record["levels_found"]
     names = list(record["levels"])
     table = Table(title="Levels asked for, and those of the answers", title_justify="left")
-    for column in ("asked for", *(told["levels"] if told else ()), "too short to tell", "pass", "words"):
+    for column in (
+        "asked for",
+        *(told["levels"] if told else ()),
+        "too short to tell",
+        "all together",
+        "pass",
+        "words",
+    ):
         table.add_column(column, justify="left" if column == "asked for" else "right")
     for name in names:
         level = record["levels"][name]
         found = told["counts"][told["levels"].index(name)] if told else []
-        cells = [*found, level["answers"] - sum(found)]
-        table.add_row(name, *(f"{cell:,}" for cell in cells), f"{level['passed']:,}", f"{level['words']:.0f}")
+        counts = (f"{count:,}" for count in (*found, level["answers"] - sum(found)))
+        table.add_row(name, *counts, level["together"] or "", f"{level['passed']:,}", f"{level['words']:.0f}")
     console.print(table)
     if told:
         console.print(
