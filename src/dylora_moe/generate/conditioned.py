@@ -76,7 +76,7 @@ def evaluate_levels(
             "passed": sum(not each for each in reasons),
             "words": sum(len(answer.text.split()) for answer in answers) / len(answers),
             # Of answers that are each too short to tell.
-            "together": made.level_of("\n".join(answer.text for answer in answers)),
+            "together": made.level_of(".\n".join(answer.text for answer in answers)),
         }
         samples.append({"level": level, "question": asked[0].text, "answer": answers[0].text, "found": found[0]})
     who = speaker(expert=expert, base_alone=base_alone)
