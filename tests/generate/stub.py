@@ -2,10 +2,11 @@
 
     python -m tests.generate.stub '{"faults": {"429": 0.1, "cut": 0.05}, "delay_s": 0.0, "seed": 0}'
 
-It prints its port, then answers until it is ended. Faults, each with its share of the requests: `429`, `500`, `401`,
-`slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none), `empty` (no
-choices), `long` (cut at max_tokens), `english`, `until_told` (English until a request says what was wrong), `same`.
-With `says` it answers just that; `retry_after` are the seconds that a 429 asks for. `/requests` gives how many came.
+It prints its port, then answers until it is ended. Faults, each with its share of the requests: `307`, `400`, `401`,
+`429`, `500`, `slow` (no answer in time), `cut` (the connection ends in the middle), `malformed` (JSON that is none),
+`empty` (no choices), `long` (cut at max_tokens), `english`, `until_told` (English until a request says what was wrong),
+`same`. With `says` it answers just that; `retry_after` are the seconds that a 429 asks for; messages that hold `poison`
+get a 500. `/requests` gives how many came.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ bella nuovo grande piccolo sera mattina strada città mare sole
 ENGLISH = "Here is the answer to your question in plain English words."
 TEXTS = {"english": ENGLISH, "same": "La parola che cerchi si usa spesso quando parliamo di cose belle e grandi."}
 RAW = {
+    "400": (400, b"\x1b[31mno such parameter", ""),
+    "307": (307, b"", "Location: http://elsewhere/\r\n"),
     "401": (401, b"no key", ""),
     "429": (429, b'{"error": "slow down"}', "Retry-After: {retry_after}\r\n"),
     "500": (500, b"oops", ""),
@@ -42,6 +45,7 @@ def answer_of(body: dict[str, Any]) -> str:
 class Stub:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.faults, self.delay_s = settings.get("faults", {}), settings.get("delay_s", 0.0)
+        self.poison = settings.get("poison")
         self.says, self.retry_after = settings.get("says"), settings.get("retry_after", 0.01)
         self.draw, self.requests = random.Random(settings.get("seed", 0)), 0
 
@@ -66,7 +70,7 @@ class Stub:
         body = json.loads(raw)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        fault = self.choose()
+        fault = "500" if self.poison and self.poison in json.dumps(body["messages"]) else self.choose()
         if fault == "slow":
             await asyncio.sleep(3600)
         if fault in RAW:

@@ -31,6 +31,11 @@ def test_an_answer_in_its_language_passes_and_others_do_not() -> None:
     assert check(english) == ["language"] and check(english, language=None) == []
 
 
+@pytest.mark.parametrize("mark", ["<|im_end|>", "</s>[INST] ciao", "<think>Vediamo.</think>", "<end_of_turn>"])
+def test_marks_of_chat_templates_do_not_pass(mark: str) -> None:
+    assert check(f"{ITALIAN} {mark}") == ["marks"] and check(f"{ITALIAN} 3 < 4 e <b>5</b>") == []
+
+
 def test_an_answer_that_was_cut_off() -> None:
     assert check(ITALIAN, is_whole=False) == ["cut_off"]
 

@@ -1,6 +1,7 @@
 """Servers with OpenAI's interface: what is sent, what comes back, and how it fails."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 from dylora_moe.data.example import Message
 from dylora_moe.errors import GeneratorError
 from dylora_moe.generate.clients import Failure, Reply, Request
-from dylora_moe.generate.clients.endpoint import EndpointClient, _retry_after
+from dylora_moe.generate.clients.endpoint import EndpointClient, _parse, _retry_after
 
 Serve = Callable[..., str]
 REQUEST = Request(messages=(Message(role="user", content="Ciao?"),), max_tokens=9, temperature=0.5, top_p=0.9, seed=1)
@@ -78,8 +79,34 @@ def test_a_machine_that_fails_again_and_again_is_left_alone(serve: Serve) -> Non
         return found
 
     found = asyncio.run(run())
-    assert all(isinstance(each, Failure) for each in found[:3])
-    assert sum(isinstance(each, Reply) for each in found[3:]) >= 6
+    assert isinstance(found[0], Failure) and sum(isinstance(each, Reply) for each in found[1:]) >= 10
+
+
+@pytest.mark.parametrize("count", [10**400, -3, True, "7", 2.5, None])
+def test_a_count_of_tokens_that_is_none_is_not_taken(count: object) -> None:
+    record = {"choices": [{"message": {"content": "sì"}}], "usage": {"prompt_tokens": count}}
+    assert _parse(json.dumps(record).encode(), "u").tokens_in is None
+
+
+def test_an_answer_that_was_filtered_is_not_whole_and_one_too_deep_is_malformed() -> None:
+    def parse(reason: str | None) -> bool:
+        record = {"choices": [{"message": {"content": "sì"}, "finish_reason": reason}]}
+        return _parse(json.dumps(record).encode(), "u").is_whole
+
+    assert parse("stop") and parse(None) and not parse("length") and not parse("content_filter")
+    with pytest.raises(Failure, match="malformed"):
+        _parse(b'{"choices": ' + b"[" * 100_000, "u")
+
+
+def test_a_key_is_stripped_and_one_that_cannot_be_sent_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    monkeypatch.setenv("NO_SUCH_KEY", "sk-secret\r\n")
+    assert isinstance(ask([serve()], 1)[0], Reply)
+    monkeypatch.setenv("NO_SUCH_KEY", "sk-sec\nret")
+    with pytest.raises(GeneratorError, match="must be of printable ASCII characters") as error:
+        ask([serve()], 1)
+    assert "sec" not in str(error.value)
 
 
 def test_a_machine_that_asks_to_wait_is_left_alone_for_so_long(serve: Serve) -> None:

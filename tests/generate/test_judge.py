@@ -50,7 +50,7 @@ def test_answers_that_the_judge_finds_far_off_are_asked_for_anew(recipe: Recipe,
     assert {name: level["passed"] for name, level in result["levels"].items()} == {"A1": 10, "B2": 0}
     assert result["set_aside"] == {"level": 10} and result["refused_answers"] == {"level": 20}
     assert requests_of(generator) == 30 and requests_of(judge) == result["judge"]["requests"] == 30
-    assert result["levels_judged"]["counts"][0][1] == result["levels_judged"]["rows"] == 10
+    assert [row[1] for row in result["levels_judged"]["counts"]] == [10, 0, 0, 20, 0, 0]  # refused ones, too
     assert {row["level_judged"] for row in rows_of(config)} == {"A2"}
     assert "judged by judge" in (config.run_dir / "report.html").read_text(encoding="utf-8")
     again = generate(config, Hooks())
@@ -62,6 +62,28 @@ def test_a_judge_that_names_no_level_stops_nothing(recipe: Recipe, serve: Serve)
     result = generate(recipe(endpoints=[serve()], judge="judge", judge_endpoints=[judge]), Hooks())
     assert result["rows"]["passed"] == 20 and result["levels_judged"] is None
     assert requests_of(judge) == 60  # each three times
+    assert [result["judge"][name] for name in ("judged", "unclear", "failed")] == [20, 20, 0]
+
+
+def test_another_judge_is_asked_anew_and_one_that_failed_again_with_retry(recipe: Recipe, serve: Serve) -> None:
+    generator, bad, other = serve(), serve(faults={"400": 0.4}, says="B1"), serve(says="A2")
+    settings = {"endpoints": [generator], "level_tolerance": 5}
+    first = generate(recipe(judge="one", judge_endpoints=[bad], **settings), Hooks())
+    assert first["judge"]["failed"] > 0 and first["judge"]["judged"] == first["rows"]["passed"] == 20
+    again = generate(recipe(judge="one", judge_endpoints=[serve(says="B1")], **settings), Hooks(), retry=True)
+    assert again["judge"]["failed"] == 0 and again["levels_judged"]["rows"] == 20
+    config = recipe(judge="other", judge_endpoints=[other], **settings)
+    last = generate(config, Hooks())
+    assert requests_of(other) == last["judge"]["requests"] == 20 and last["judge"]["model"] == "other"
+    assert {row["level_judged"] for row in rows_of(config)} == {"A2"} and requests_of(generator) == 20
+
+
+def test_levels_whose_names_are_parts_of_others_are_told_apart() -> None:
+    names = ["A1", "A1+", "beginner", "absolute beginner", "A"]
+    assert named_level("A1+", names) == "A1+" and named_level("It is A1.", names) == "A1"
+    assert named_level("An absolute beginner.", names) == "absolute beginner"
+    assert named_level("It is a beginner text.", names) == "beginner" and named_level("a", ["A", "B"]) == "A"
+    assert named_level("It is a B.", ["A", "B"]) == "B"
 
 
 def test_a_stop_while_judging_loses_no_judgement(recipe: Recipe, serve: Serve) -> None:

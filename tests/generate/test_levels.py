@@ -114,10 +114,17 @@ def test_answers_far_from_their_level_are_asked_for_anew(
     result = generate(config, Hooks())
     assert {name: level["passed"] for name, level in result["levels"].items()} == {"A1": 6, "C2": 0}
     assert result["set_aside"] == {"level": 5} and result["levels_found"]["rows"] == 6
+    later = config.model_copy(update={"levelled_text": None, "run_name": "later"})
+    assert generate(later, Hooks())["rows"]["passed"] == 11
+    scaled = later.model_copy(update={"levelled_text": str(path), "max_regenerations": 0})
+    assert generate(scaled, Hooks())["set_aside"] == {"level": 5}  # what passed before there was a scale
     assert "weighted kappa" in (config.run_dir / "report.html").read_text(encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1: .* a level among A1, A2, B1, B2, C1, C2, got level 'X'"):
         path.write_text(json.dumps({"text": "a", "level": "X"}), encoding="utf-8")
         read_levelled(path, ["A1", "A2", "B1", "B2", "C1", "C2"])
+    with pytest.raises(ConfigError, match="texts of every level that rows are asked for, got none of B2"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        generate(config.model_copy(update={"levels": {"A1": 5, "B2": 5}, "run_name": "other"}), Hooks())
     with pytest.raises(ConfigError, match="whose words were counted, got None"):
         word_frequency(None)
 

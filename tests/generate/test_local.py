@@ -45,9 +45,9 @@ def test_a_batch_answers_as_its_rows_do_alone(tiny_base: Path) -> None:
 
 
 def test_what_the_model_has_no_room_for_is_a_failure_of_that_row(tiny_base: Path) -> None:
-    with pytest.raises(Failure, match="more than the model's 256") as failure:
+    with pytest.raises(Failure, match="too long for the model") as failure:
         ask(tiny_base, [request("word " * 400)], 2)
-    assert failure.value.is_final
+    assert failure.value.is_final and failure.value.said.endswith("more than its 256")
 
 
 def test_a_generation_in_this_process(recipe: Callable[..., GenerateConfig], tiny_base: Path, tmp_path: Path) -> None:

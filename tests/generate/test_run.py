@@ -17,6 +17,7 @@ from tests.generate.conftest import ROOT
 from dylora_moe.config import GenerateConfig
 from dylora_moe.data.sources import SplitExample, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError, GeneratorError, RunError
+from dylora_moe.generate.packs import write_pack
 from dylora_moe.generate.rows import Limits, RowState, advance
 from dylora_moe.generate.run import LOG, Hooks, generate
 from dylora_moe.run_dir import RunDir
@@ -31,7 +32,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def made(config: GenerateConfig) -> list[dict[str, Any]]:
-    return [row for side in ("train", "validation") for row in lines(config.run_dir / "data" / f"{side}.jsonl")]
+    return [row for file in sorted((config.run_dir / "data").glob("*.jsonl")) for row in lines(file)]
 
 
 def ends(config: GenerateConfig) -> dict[str, RowState]:
@@ -89,7 +90,8 @@ def test_what_was_set_aside_is_kept_and_may_be_tried_again(recipe: Recipe, serve
     config = recipe(endpoints=[serve(faults={"english": 1.0})], max_regenerations=1)
     result = generate(config, Hooks())
     assert result["rows"]["set_aside"] == 20 and result["set_aside"] == {"language": 20}
-    assert result["requests"] == 40 and not made(config)
+    assert result["requests"] == 40 and result["total"] == 0
+    assert [path.name for path in (config.run_dir / "data").iterdir()] == ["README.md"]
     kept = generate(recipe(endpoints=[], max_regenerations=1, keep="all"), Hooks())
     assert kept["rows"]["train"] + kept["rows"]["validation"] == 20
     assert all(row["reasons"] == ["language"] for row in made(config))
@@ -125,7 +127,100 @@ def test_a_request_that_fails_too_often_is_set_aside(recipe: Recipe, serve: Serv
     result = generate(config, Hooks())
     assert result["rows"]["passed"] + result["rows"]["set_aside"] == 20 and result["set_aside"]["HTTP 500"] > 0
     aside = [state for state in ends(config).values() if state.end == "set_aside"]
-    assert all(state.failures == 2 and state.reasons == ("HTTP 500",) for state in aside)
+    assert all(state.failures == 2 and state.failure == ("HTTP 500",) for state in aside)
+
+
+@pytest.mark.parametrize("poison", ["numero 7 ", "numero 1"])  # one row, and eleven of twenty
+def test_rows_that_always_fail_are_set_aside_while_others_are_answered(
+    recipe: Recipe, serve: Serve, poison: str
+) -> None:
+    config = recipe(endpoints=[serve(poison=poison)], max_tries=2, patience=2.0, in_flight=8)
+    bad = 1 if poison.endswith(" ") else 11
+    result = generate(config, Hooks())
+    assert result["rows"]["passed"] == 20 - bad and result["set_aside"] == {"HTTP 500": bad}
+    again = generate(config, Hooks(), retry=True)
+    assert again["rows"] == result["rows"] and again["requests"] > result["requests"]
+
+
+def test_a_server_that_refuses_whatever_it_is_asked_stops_the_run(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"400": 1.0})], in_flight=4)
+    with pytest.raises(GeneratorError, match=r"refused the first \d+ requests, .* HTTP 400, .*no such parameter"):
+        generate(config, Hooks())
+    events = lines(config.run_dir / LOG)
+    assert 8 <= len(events) <= 12 and {event["reasons"][0] for event in events} == {"HTTP 400"}
+    assert events[0]["said"] == "[31mno such parameter"  # nothing that steers a terminal
+    assert generate(recipe(endpoints=[serve()]), Hooks(), retry=True)["rows"]["passed"] == 20
+    with pytest.raises(GeneratorError, match=r"sends requests on to 'http://elsewhere/' \(HTTP 307\)"):
+        generate(recipe(endpoints=[serve(faults={"307": 1.0})], run_name="moved"), Hooks())
+
+
+def test_a_wish_to_wait_beyond_patience_stops_the_run(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"429": 1.0}, retry_after=86400)], patience=2.0)
+    with pytest.raises(GeneratorError, match="asks to be left alone for 86400 s"):
+        generate(config, Hooks())
+
+
+def test_tried_again_a_row_keeps_its_answer_until_there_is_another(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve(faults={"english": 1.0})], max_regenerations=0, keep="all")
+    before = generate(config, Hooks())
+    card = (config.run_dir / "data" / "README.md").read_text(encoding="utf-8")
+    assert "20 of 20 rows did not pass; those with an answer are here, with their `reasons`." in card
+    poisoned = recipe(endpoints=[serve(poison="numero", faults={})], max_regenerations=0, keep="all", patience=0.0)
+    with pytest.raises(GeneratorError):
+        generate(poisoned, Hooks(), retry=True)
+    after = generate(recipe(endpoints=[serve(faults={"400": 0.5})], max_regenerations=0, keep="all"), Hooks())
+    assert after["rows"]["train"] + after["rows"]["validation"] == before["total"] == 20
+    assert after["rows"]["set_aside"] > 0 and all(
+        row.get("reasons", ["language"]) == ["language"] for row in made(config)
+    )
+
+
+def test_rows_of_one_question_and_prompt_at_two_levels_are_two(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
+    write_pack("italian_teacher", tmp_path / "pack")
+    (tmp_path / "pack" / "instructions.txt").write_text("Rispondi.", encoding="utf-8")
+    config = recipe(endpoints=[serve()], prompts=str(tmp_path / "pack"), levels={"B1": 20, "B2": 20})
+    result = generate(config, Hooks())
+    assert result["rows"]["planned"] == len({row["id"] for row in made(config)} | set(ends(config))) == 40
+    (tmp_path / "pack" / "question.txt").write_text("{{ question[:3000] }}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"question.txt must hold the question"):
+        generate(config, Hooks())
+
+
+def test_a_side_without_rows_is_no_file(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve()], levels={"A1": 2}, validation_split=0.001)
+    assert generate(config, Hooks())["rows"]["validation"] == 0
+    assert sorted(path.name for path in (config.run_dir / "data").iterdir()) == ["README.md", "train.jsonl"]
+    found: list[SplitExample] = []
+    read_source(parse_dataset_spec({"path": str(config.run_dir / "data")}), seed=0, add=found.append)
+    assert len(found) == 2
+
+
+def test_an_answer_of_a_person_has_the_licence_of_its_own_data(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
+    for name, answer in (("one", "Uno."), ("two", "Due.")):
+        (tmp_path / name).mkdir()
+        row = {"prompt": "Come si conta in italiano?", "answer": answer}
+        (tmp_path / name / "q.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    questions = [
+        {"path": str(tmp_path / "one" / "q.jsonl"), "licence": "MIT"},
+        {"path": str(tmp_path / "two" / "q.jsonl"), "licence": "CC-BY-4.0", "keep_answers": True},
+    ]
+    config = recipe(endpoints=[serve()], questions=questions, levels={"A1": 1})
+    result = generate(config, Hooks())
+    told = {row["origin"]: (row["source"], row["licence"]) for row in made(config)}
+    assert told == {"generated": ("one/q.jsonl", "MIT"), "authentic": ("two/q.jsonl", "CC-BY-4.0")}
+    assert result["licences"] == {"one/q.jsonl": ["MIT"], "two/q.jsonl": ["CC-BY-4.0"]}
+    questions[1]["keep_answers"] = "no"
+    with pytest.raises(ConfigError, match="keep_answers of an entry of questions must be true or false, got 'no'"):
+        generate(recipe(endpoints=[serve()], questions=questions, levels={"A1": 1}), Hooks())
+
+
+def test_a_log_whose_lines_are_no_events_is_told(recipe: Recipe, serve: Serve) -> None:
+    config = recipe(endpoints=[serve()])
+    generate(config, Hooks())
+    with (config.run_dir / LOG).open("a", encoding="utf-8") as log:
+        log.write("5\n")
+    with pytest.raises(RunError, match=r"line 21 of .* must be a JSON object, and it is broken: it has no id and kind"):
+        generate(config, Hooks())
 
 
 def test_a_new_answer_is_asked_for_with_the_reason(recipe: Recipe, serve: Serve) -> None:

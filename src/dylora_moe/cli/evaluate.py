@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dylora_moe.cli.quiet import quiet_libraries
@@ -41,7 +42,12 @@ def command(run: Path, expert: str | None, base_alone: bool, made_in: Path | Non
         from dylora_moe.generate.conditioned import evaluate_levels
 
         record = evaluate_levels(
-            run, made_in, rows=rows, expert=expert, base_alone=base_alone, tell=lambda line: console.print(line)
+            run,
+            made_in,
+            rows=rows,
+            expert=expert,
+            base_alone=base_alone,
+            tell=lambda line: console.print(line, markup=False),
         )
         _show_levels(console, record)
         if as_json:
@@ -63,7 +69,7 @@ def _show_levels(console: Console, record: Mapping[str, Any]) -> None:
     table = Table(title="Levels asked for, and those of the answers", title_justify="left")
     for column in (
         "asked for",
-        *(told["levels"] if told else ()),
+        *(map(escape, told["levels"]) if told else ()),
         "too short to tell",
         "all together",
         "pass",
@@ -74,7 +80,7 @@ def _show_levels(console: Console, record: Mapping[str, Any]) -> None:
         level = record["levels"][name]
         found = told["counts"][told["levels"].index(name)] if told else []
         counts = (f"{count:,}" for count in (*found, level["answers"] - sum(found)))
-        table.add_row(name, *counts, level["together"] or "", f"{level['passed']:,}", f"{level['words']:.0f}")
+        table.add_row(escape(name), *counts, level["together"] or "", f"{level['passed']:,}", f"{level['words']:.0f}")
     console.print(table)
     if told:
         console.print(

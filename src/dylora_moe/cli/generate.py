@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dylora_moe.cli.settings import generate_config_of, recipe_command
@@ -40,7 +41,7 @@ def _generate(
     if dry_run:
         _show_plan(console, config, as_json)
         return
-    console.print(f"Data [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
+    console.print(f"Data [bold]{escape(config.run_name)}[/] in {escape(str(config.run_dir))}", highlight=False)
     with StopSignals("stopping. Ctrl-C ends at once.") as stop, stop.deferred():
         hooks = Hooks(
             tell=lambda line: console.print(line, highlight=False, markup=False),
@@ -62,18 +63,18 @@ def _show_plan(console: Console, config: GenerateConfig, as_json: bool) -> None:
     counts = Counter((work.planned.level, work.question.source) for work in made.work)
     table = Table(title="Rows to make", title_justify="left")
     table.add_column("level")
-    for column in (*sources, "all", "tokens at most"):
+    for column in (*map(escape, sources), "all", "tokens at most"):
         table.add_column(column, justify="right")
     levels = list(dict.fromkeys(work.planned.level for work in made.work))
     for level in levels:
         each = [counts[level, source] for source in sources]
         most = sum(each) * made.pack.levels[level].max_tokens
-        table.add_row(level, *(f"{number:,}" for number in (*each, sum(each), most)))
+        table.add_row(escape(level), *(f"{number:,}" for number in (*each, sum(each), most)))
     console.print(table)
     first = {work.planned.level: work for work in reversed(made.work)}
     sent = {level: made.pack.messages(level, first[level].question.messages) for level in levels}
     for level, messages in sent.items():
-        console.print(f"{level}:", style="bold")
+        console.print(f"{level}:", style="bold", markup=False)
         for message in messages:
             console.print(f"  {message.role}: {message.content}", highlight=False, markup=False)
     if as_json:
@@ -92,7 +93,11 @@ def _write_prompts(name: str | None, folder: Path, as_json: bool) -> None:
     name = name or PACKS[0]
     write_pack(name, folder)
     console = consoles(as_json)
-    console.print(f"Wrote the prompts of {name}. Edit them, and write in a recipe: prompts: {folder}", highlight=False)
+    console.print(
+        f"Wrote the prompts of {name}. Edit them, and write in a recipe: prompts: {folder}",
+        highlight=False,
+        markup=False,
+    )
     if as_json:
         click.echo(json.dumps({"prompts": str(folder), "pack": name}))
 
@@ -125,7 +130,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "level" else "right")
     for level, counts in result["levels"].items():
         share = counts["passed"] / counts["asked"] if counts["asked"] else 0.0
-        table.add_row(level, f"{counts['asked']:,}", f"{counts['passed']:,}", f"{share:.0%}")
+        table.add_row(escape(level), f"{counts['asked']:,}", f"{counts['passed']:,}", f"{share:.0%}")
     console.print(table)
     rows = result["rows"]
     console.print(
@@ -133,7 +138,19 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         f"{rows['authentic']:,} authentic answers are kept. {rows['train']:,} rows to train on, "
         f"{rows['validation']:,} to validate on, in {result['run']}/data.",
         highlight=False,
+        markup=False,
     )
+    if not rows["validation"]:
+        console.print(
+            "No question fell to validation: ask more, or let training split the rows by its own validation_split."
+        )
+    if judge := result["judge"]:
+        console.print(
+            f"{judge['model']} judged {judge['judged']:,} answers; of {judge['unclear']:,} it named no level, of "
+            f"{judge['failed']:,} it gave no reply.",
+            highlight=False,
+            markup=False,
+        )
     for name, what in (
         ("set_aside", "Set aside"),
         ("refused_answers", "Answers that did not pass"),

@@ -24,7 +24,7 @@ from dylora_moe.config.explain import shown
 from dylora_moe.config.presets import with_preset
 from dylora_moe.config.spelling import did_you_mean, nearest, plain_name
 
-_LISTS = ("datasets", "skills", "target_modules", "report_to", "questions", "endpoints")
+_LISTS = ("datasets", "skills", "target_modules", "report_to", "questions", "endpoints", "judge_endpoints")
 _NUMBERS_BY_NAME = {"domain_weights": "A=2,B=1,...", "levels": "A1=40,A2=20,..."}
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,6 +12,16 @@ from dylora_moe.config.data import DATASET_KEYS
 KEEP_ANSWERS = "keep_answers"
 """Key of a `questions` entry beside those of a data set: whether what people answered is kept, too."""
 QUESTION_KEYS = (*DATASET_KEYS, KEEP_ANSWERS)
+
+
+def _is_address(url: str) -> bool:
+    if not url.isprintable() or any(char.isspace() for char in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        return False
 
 
 class QuestionSettings(BaseModel, use_attribute_docstrings=True):
@@ -194,8 +205,13 @@ class GenerateConfig(KeepSettings, GeneratorSettings, QuestionSettings):
     @classmethod
     def _check_endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"must be addresses that begin with http:// or https://, got {url!r}")
+            if "@" in url:
+                raise ValueError(
+                    "must be addresses without a name or a password, which would stand in files and logs; a key is "
+                    "read from the environment variable that api_key_variable names"
+                )
+            if not _is_address(url):
+                raise ValueError(f"must be addresses such as http://localhost:8000/v1, got {url!r}")
         return value
 
     @model_validator(mode="after")

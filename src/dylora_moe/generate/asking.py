@@ -90,6 +90,7 @@ def make_client(config: GenerateConfig, model: str, endpoints: Sequence[str], te
         timeout_s=config.timeout,
         in_flight=config.in_flight,
         requests_per_minute=config.requests_per_minute,
+        patience_s=config.patience,
     )
 
 

@@ -20,7 +20,7 @@ def data_card(record: Mapping[str, Any]) -> str:
         "all rows of a question are on one side. "
         f"Answers by {record['generator']}, asked with the prompts {record['prompts']['pack']} "
         f"({record['prompts']['version']}); questions, and authentic answers, of "
-        f"{', '.join(f'{source} ({licence or _UNKNOWN})' for source, licence in record['licences'].items())}. "
+        f"{', '.join(f'{source} ({_named(licences)})' for source, licences in record['licences'].items())}. "
         "What a model wrote may also be bound by the terms of that model.",
         "",
         *_table(
@@ -51,9 +51,14 @@ def data_card(record: Mapping[str, Any]) -> str:
         "",
         "Each row has `messages`, `level` (asked for), `level_found`, `level_judged`, `origin` (authentic or "
         "generated), `source`, `licence`, and where a model wrote it `generator`, `prompts` and `seed`. "
-        f"{rows['set_aside']:,} of {rows['planned']:,} rows did not pass and are not here.",
+        f"{rows['set_aside']:,} of {rows['planned']:,} rows did not pass; "
+        + ("those with an answer are here, with their `reasons`." if record["keep"] == "all" else "none is here."),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _named(licences: list[str | None]) -> str:
+    return ", ".join(licence or _UNKNOWN for licence in licences)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

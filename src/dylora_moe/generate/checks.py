@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from dylora_moe.generate.clients import Reply
-from dylora_moe.generate.questions import Question
+from dylora_moe.generate.questions import MARKS, Question
 
 REASONS: Mapping[str, str] = {
     "empty": "it held no words.",
@@ -17,6 +17,7 @@ REASONS: Mapping[str, str] = {
     "repeats_question": "it repeated the question.",
     "refusal": "it refused to answer.",
     "language": "it was in another language.",
+    "marks": "it held marks of a chat template.",
     "near_copy": "it was nearly the same as another answer.",
     "template": "it used a phrase that many answers begin or go on with.",
     "level": "it was harder or easier than asked for.",
@@ -41,6 +42,7 @@ _REFUSAL = re.compile(
     r"|\bnon (?:posso|sono in grado di) (?:aiutarti|rispondere|fornire)",
     re.IGNORECASE,
 )
+_THINKING = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
 
@@ -60,6 +62,8 @@ def check_answer(reply: Reply, question: Question, language: str | None) -> list
         found.append("repeats_question")
     if _REFUSAL.search(reply.text[:_REFUSAL_CHARS].replace("\u2019", "'")):
         found.append("refusal")
+    if MARKS.search(reply.text) or _THINKING.search(reply.text):
+        found.append("marks")
     if language and not is_in(reply.text, language):
         found.append("language")
     return found
@@ -83,6 +87,13 @@ def is_in(text: str, language: str) -> bool:
     """Whether a text is in a language, or too short to tell."""
     letters = sum(char.isalpha() for char in text)
     return letters < _LEAST_LETTERS or _language(text) == language
+
+
+def known_languages() -> frozenset[str]:
+    """ISO 639-1 codes of those that can be told."""
+    from py3langid import rank
+
+    return frozenset(str(code) for code, _ in rank("a"))
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Which family a model is of, by its name: a model that learns from its own kind learns its habits again."""
 
 import re
+from collections.abc import Callable
 
 from dylora_moe.errors import ConfigError
 
@@ -17,6 +18,12 @@ _FAMILIES = (
     ("mixtral", "Mistral"),
     ("codestral", "Mistral"),
     ("mistral", "Mistral"),
+    ("ministral", "Mistral"),
+    ("magistral", "Mistral"),
+    ("devstral", "Mistral"),
+    ("zephyr", "Mistral"),
+    ("pythia", "Pythia"),
+    ("bloom", "BLOOM"),
     ("qwq", "Qwen"),
     ("qwen", "Qwen"),
     ("phi", "Phi"),
@@ -43,7 +50,9 @@ def family_of(name: str) -> str | None:
     return None
 
 
-def check_families(generator: str, base: str | None, *, allowed: bool) -> None:
+def check_families(
+    generator: str, base: str | None, *, allowed: bool, tell: Callable[[str], None] = lambda line: None
+) -> None:
     """See that the generator is of another family than the base that will be trained.
 
     Source: the founding documents, the second version of the teacher: a model trained on answers of its own kind learns
@@ -61,3 +70,6 @@ def check_families(generator: str, base: str | None, *, allowed: bool) -> None:
             f"{one or generator}. A model that learns from its own kind learns its own habits again. Take another "
             "generator, or set allow_same_family: true."
         )
+    if one is None or other is None:
+        unknown = " and ".join(name for name, family in ((generator, one), (base, other)) if family is None)
+        tell(f"The family of {unknown} is not known by its name: see for yourself that generator and base are of two.")

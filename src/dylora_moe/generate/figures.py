@@ -22,7 +22,6 @@ def figures(
     made: Prepared,
     states: Mapping[str, RowState],
     events: Sequence[Mapping[str, Any]],
-    opinions: Sequence[Mapping[str, Any]],
     rows: Sequence[MadeRow],
     sides: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -33,7 +32,6 @@ def figures(
         made: What it comes to.
         states: Of all rows, by id.
         events: The whole log.
-        opinions: That of the judge.
         rows: That the data hold, authentic ones included.
         sides: How many rows there are to train and to validate on.
     """
@@ -72,33 +70,44 @@ def figures(
             for level in asked
         },
         "levels_found": levels_against(made.pack, [(row.level, row.level_found) for row in generated]),
-        "levels_judged": levels_against(made.pack, [(row.level, row.level_judged) for row in generated]),
-        "judge": {
-            "model": config.judge,
-            "requests": len(opinions),
-            "tokens_in": _sum(opinions, "tokens_in"),
-            "tokens_out": _sum(opinions, "tokens_out"),
-        },
         "patterns": [asdict(each) for each in _patterns(made, events)],
-        "licences": {row.question.source: row.question.licence for row in rows},
+        "licences": {source: sorted(found, key=str) for source, found in _licences(rows).items()},
+        "keep": config.keep,
         "samples": _samples(rows),
         "set_aside": dict(
-            Counter(reason for state in states.values() if state.end == "set_aside" for reason in state.reasons)
+            Counter(
+                reason
+                for state in states.values()
+                if state.end == "set_aside"
+                for reason in (state.failure or state.reasons)
+            )
         ),
         "refused_answers": dict(
             Counter(reason for event in events if event["kind"] in ("answer", "review") for reason in event["reasons"])
         ),
         "failures": dict(Counter(event["reasons"][0] for event in events if event["kind"] == "failure")),
-        "requests": sum(event["kind"] in ("answer", "failure") for event in events),
+        "requests": sum(event["kind"] in ("answer", "failure", "probe") for event in events),
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
-        "cost": (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6,
+        "cost": price(config, tokens_in, tokens_out),
         "variety": {
             origin: {"distinct_1": distinct(found, 1), "distinct_2": distinct(found, 2), "self_bleu": self_bleu(found)}
             for origin, found in answers.items()
             if found
         },
     }
+
+
+def _licences(rows: Sequence[MadeRow]) -> dict[str, set[str | None]]:
+    found: dict[str, set[str | None]] = {}
+    for row in rows:
+        found.setdefault(row.source, set()).add(row.licence)
+    return found
+
+
+def price(config: GenerateConfig, tokens_in: int, tokens_out: int) -> float:
+    """Of tokens that were read and written, in the currency of the recipe's prices."""
+    return (tokens_in * config.input_price + tokens_out * config.output_price) / 1e6
 
 
 def _sum(events: Sequence[Mapping[str, Any]], name: str) -> int:

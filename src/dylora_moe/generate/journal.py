@@ -51,7 +51,10 @@ class Journal:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield json.loads(line)
+                    event = json.loads(line)
+                    if not isinstance(event, dict) or not {"id", "kind"} <= event.keys():
+                        raise ValueError("it has no id and kind")
+                    yield event
                 except ValueError as error:
                     raise RunError(
                         f"line {number} of {self.path} must be a JSON object, and it is broken: {error}. Bring the "

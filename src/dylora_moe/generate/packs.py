@@ -23,7 +23,8 @@ from dylora_moe.errors import ConfigError
 PACKS = ("italian_teacher",)
 _TEXTS = ("instructions", "question", "again")
 _ROW, _JUDGE = "row", "judge"
-_PROBE, _ANSWER = "Question 42?", "Answer 42."
+# As long as questions are at most, by default, so that a text that cuts them short is found.
+_PROBE, _ANSWER = " ".join(f"Question {number}?" for number in range(280)), "Answer 42."
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     loader=DictLoader({}), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )

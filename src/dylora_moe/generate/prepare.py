@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
 from dylora_moe.data.example import Example, Message
 from dylora_moe.data.sources import draw_rows, parse_dataset_spec, read_source
 from dylora_moe.errors import ConfigError
+from dylora_moe.generate.checks import known_languages
 from dylora_moe.generate.families import check_families
 from dylora_moe.generate.levels import (
     LevelScale,
@@ -29,7 +30,7 @@ class Work:
     """A row, planned, with what it is known by.
 
     Attributes:
-        id: Hash of what is sent first, and to whom.
+        id: Hash of question and level, of what is sent first, and to whom.
         planned: Question and level.
         question: The former.
     """
@@ -66,9 +67,16 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
             generator and base are of one family.
         DataError: A source of questions cannot be read.
     """
-    check_families(config.generator, config.for_base, allowed=config.allow_same_family)
+    check_families(config.generator, config.for_base, allowed=config.allow_same_family, tell=tell)
     pack = load_pack(config.prompts)
     levels = config.levels or {name: level.rows for name, level in pack.levels.items()}
+    if not any(levels.values()):
+        raise ConfigError(f"levels must have rows, and those of the prompt pack {pack.name} have none. Give levels.")
+    if pack.answers_in is not None and pack.answers_in not in (known := known_languages()):
+        raise ConfigError(
+            f"answers_in of the prompt pack {pack.name} must be a language that can be told, got {pack.answers_in!r}. "
+            f"One of {', '.join(sorted(known))}; or leave it out, and any will do."
+        )
     if config.judge is not None:
         pack.judge((Message(role="user", content=""),), "")  # raises where it cannot be asked
     if unknown := [name for name in levels if name not in pack.levels]:
@@ -83,7 +91,8 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
         raise ConfigError("questions must hold a question that can be asked, got none.")
     made = Prepared(pack=pack, counts=counts, questions=questions)
     if config.levelled_text is not None:
-        made.level_of = _learn_levels(config.levelled_text, config.word_levels, pack).level_of
+        asked = [level for level, rows in levels.items() if rows]
+        made.level_of = _learn_levels(config.levelled_text, config.word_levels, pack, asked).level_of
     plan = make_plan([question.source for question in questions], levels, seed=config.seed)
     for planned in plan:
         question = questions[planned.question]
@@ -91,18 +100,26 @@ def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:
     return made
 
 
-def _learn_levels(levelled_text: str, word_levels: str | None, pack: Pack) -> LevelScale:
+def _learn_levels(levelled_text: str, word_levels: str | None, pack: Pack, asked: Sequence[str]) -> LevelScale:
     names = list(pack.levels)
     listed = read_word_levels(Path(word_levels), names) if word_levels is not None else None
     measure = make_measure(word_frequency(pack.answers_in), listed)
-    return learn_scale(read_levelled(Path(levelled_text), names), measure)
+    texts = read_levelled(Path(levelled_text), names)
+    if missing := [level for level in asked if level not in texts]:
+        raise ConfigError(
+            f"levelled_text must have texts of every level that rows are asked for, got none of {', '.join(missing)}. "
+            "Add some, or ask for none of their rows."
+        )
+    return learn_scale(texts, measure)
 
 
 def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Example], dict[str, bool]]:
     examples: list[Example] = []
     keep_answers: dict[str, bool] = {}
     for entry in config.questions:
-        keeps = bool(entry.get(KEEP_ANSWERS, False)) if isinstance(entry, Mapping) else False
+        keeps = entry.get(KEEP_ANSWERS, False) if isinstance(entry, Mapping) else False
+        if not isinstance(keeps, bool):
+            raise ConfigError(f"{KEEP_ANSWERS} of an entry of questions must be true or false, got {keeps!r}.")
         bare = (
             {key: value for key, value in entry.items() if key != KEEP_ANSWERS} if isinstance(entry, Mapping) else entry
         )
@@ -122,5 +139,7 @@ def _read(config: GenerateConfig, tell: Callable[[str], None]) -> tuple[list[Exa
 def _identify(config: GenerateConfig, pack: Pack, level: str, question: Question) -> str:
     sampling = pack.levels[level]
     sent = [(turn.role, turn.content) for turn in pack.messages(level, question.messages)]
-    whole = [config.generator, config.seed, sampling.max_tokens, sampling.temperature, sampling.top_p, sent]
+    asked = [(turn.role, turn.content) for turn in question.messages]
+    whole = [config.generator, config.seed, level, sampling.max_tokens, sampling.temperature, sampling.top_p]
+    whole += [asked, sent]
     return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()[:16]

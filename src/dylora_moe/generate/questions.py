@@ -5,6 +5,7 @@ What is in a question is data: characters that steer terminals or chat templates
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,26 @@ from pathlib import Path
 from dylora_moe.data.example import Example, Message
 
 # How the templates of common model families begin and end turns; a server reads them in a message, too.
-_MARKS = re.compile(
+MARKS = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>", re.IGNORECASE
 )
 # Format characters that reorder or hide text; the joiners that scripts need stay.
 _HIDING = {*"\u200b\u2060\ufeff", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authentic:
+    """What a person answered.
+
+    Attributes:
+        text: Word for word.
+        source: The data set that it came from.
+        licence: SPDX identifier of its text, None where unknown.
+    """
+
+    text: str
+    source: str
+    licence: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +43,13 @@ class Question:
         messages: Its turns, cleaned.
         source: The data set that it came from.
         licence: SPDX identifier of its text, None where unknown.
-        answers: What people answered, word for word.
+        answers: What people answered, each text once.
     """
 
     messages: tuple[Message, ...]
     source: str
     licence: str | None
-    answers: tuple[str, ...] = ()
+    answers: tuple[Authentic, ...] = ()
 
     @property
     def text(self) -> str:
@@ -69,7 +85,7 @@ def clean_text(text: str) -> tuple[str, set[str]]:
     )
     if kept != text:
         found.add("control_characters")
-    apart = _MARKS.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", kept)
+    apart = MARKS.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", kept)
     if apart != kept:
         found.add("template_marks")
     return apart.strip(), found
@@ -85,8 +101,8 @@ def collect(
         keep_answers: Source -> whether its answers are kept.
         max_chars: Longest question, all turns together.
     """
-    counts, places = Cleaned(), dict[tuple[str, ...], int]()
-    asked: list[tuple[Example, tuple[Message, ...], list[str]]] = []
+    counts, places, names = Cleaned(), dict[tuple[str, ...], int](), _names(keep_answers)
+    asked: list[tuple[Example, tuple[Message, ...], dict[str, Authentic]]] = []
     for example in examples:
         turns = [turn for turn in example.prompt if turn.role != "system"]
         is_text = not any(turn.content.strip() for turn in turns)
@@ -106,20 +122,33 @@ def collect(
             counts.note("repeated", text)
         place = places.setdefault(key, len(asked))
         if place == len(asked):
-            asked.append((example, messages, []))
-        answers = asked[place][2]
-        if not is_text and keep_answers[example.source] and example.answer not in answers:
-            answers.append(example.answer)
+            asked.append((example, messages, {}))
+        if not is_text and keep_answers[example.source]:
+            found_in = Authentic(text=example.answer, source=names[example.source], licence=example.licence)
+            asked[place][2].setdefault(example.answer, found_in)
     return [
-        Question(messages=messages, source=_name(example.source), licence=example.licence, answers=tuple(answers))
+        Question(
+            messages=messages,
+            source=names[example.source],
+            licence=example.licence,
+            answers=tuple(answers.values()),
+        )
         for example, messages, answers in asked
     ], counts
 
 
-def _name(source: str) -> str:
-    """Of a data set: as the registry or the hub has it, or the file's; where it lay is nobody's business."""
-    path = Path(source)
-    return path.name if path.is_absolute() or path.exists() else source
+def _names(sources: Iterable[str]) -> dict[str, str]:
+    """Of data sets: as the registry or the hub has them, or the file's; where it lay is nobody's business.
+
+    Of two files of one name each has its folder's before it.
+    """
+    paths = {source: Path(source) for source in sources}
+    files = {source: path for source, path in paths.items() if path.is_absolute() or path.exists()}
+    often = Counter(path.name for path in files.values())
+    return {source: source for source in paths} | {
+        source: path.name if often[path.name] == 1 else f"{path.absolute().parent.name}/{path.name}"
+        for source, path in files.items()
+    }
 
 
 def _clean(turns: Sequence[Message]) -> tuple[tuple[Message, ...], set[str]]:

@@ -20,6 +20,8 @@ class MadeRow:
         id: Of what was asked, and of whom.
         level: That was asked for; None for an authentic answer, which nobody asked for at a level.
         question: That it answers.
+        source: The data set that the question came from, or the answer of a person.
+        licence: SPDX identifier of its text, None where unknown.
         answer: Word for word as it came.
         origin: Who wrote it.
         level_found: That the answer has; None where it is too short to tell, or levels are not checked.
@@ -30,6 +32,8 @@ class MadeRow:
     id: str
     level: str | None
     question: Question
+    source: str
+    licence: str | None
     answer: str
     origin: Origin
     level_found: str | None = None
@@ -41,10 +45,12 @@ def authentic_rows(questions: Iterable[Question]) -> list[MadeRow]:
     """What people answered, never rewritten."""
     return [
         MadeRow(
-            id=_digest("authentic", *(turn.content for turn in question.messages), answer)[:16],
+            id=_digest("authentic", *(turn.content for turn in question.messages), answer.text)[:16],
             level=None,
             question=question,
-            answer=answer,
+            source=answer.source,
+            licence=answer.licence,
+            answer=answer.text,
             origin="authentic",
         )
         for question in questions
@@ -74,8 +80,8 @@ def as_record(row: MadeRow, before: Sequence[Message], provenance: Mapping[str, 
         "level_found": row.level_found,
         "level_judged": row.level_judged,
         "origin": row.origin,
-        "source": row.question.source,
-        "licence": row.question.licence,
+        "source": row.source,
+        "licence": row.licence,
     }
     if row.origin == "generated":
         record |= provenance

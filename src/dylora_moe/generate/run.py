@@ -14,9 +14,9 @@ from dylora_moe.generate.card import data_card
 from dylora_moe.generate.checks import REASONS, check_answer
 from dylora_moe.generate.clients import Reply, Request
 from dylora_moe.generate.engine import Job
-from dylora_moe.generate.figures import figures
+from dylora_moe.generate.figures import figures, levels_against, price
 from dylora_moe.generate.journal import Journal
-from dylora_moe.generate.judge import far_off, judge_levels
+from dylora_moe.generate.judge import Answers, Judge, summary
 from dylora_moe.generate.prepare import Prepared, Work, prepare
 from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, side_of
 from dylora_moe.generate.review import review
@@ -28,6 +28,9 @@ LOG, JUDGE_LOG = "requests.jsonl", "judgements.jsonl"
 DATA_FOLDER, CARD = "data", "README.md"
 # Settings that say how answers are got, not which.
 _MAY_CHANGE = {
+    "output_dir",
+    "for_base",
+    "allow_same_family",
     "endpoints",
     "api_key_variable",
     "in_flight",
@@ -66,11 +69,15 @@ def generate(config: GenerateConfig, hooks: Hooks, *, retry: bool = False) -> di
     with run.locked():
         _claim(run, config)
         with Journal(run / LOG) as journal, Journal(run / JUDGE_LOG) as opinions:
+            judge = None
+            if config.judge is not None:
+                judge = Judge(model=config.judge, models=models, pack=made.pack, opinions=opinions)
             jobs = [make_job(config, made, work) for work in made.work]
-            states = replay(journal, [job.id for job in jobs], limits)
             if retry:
-                for id in [id for id, state in states.items() if state.end == "set_aside"]:
-                    journal.add({"id": id, "kind": "reopened"})
+                _reopen(journal, limits)
+                if judge is not None:
+                    _reopen(opinions, judge.limits)
+            states = replay(journal, [job.id for job in jobs], limits)
             done = sum(state.end is not None for state in states.values())
             hooks.tell(f"{len(jobs):,} rows to make, {done:,} of them done already.")
             while True:
@@ -80,17 +87,15 @@ def generate(config: GenerateConfig, hooks: Hooks, *, retry: bool = False) -> di
                     for work in made.work
                     if states[work.id].end == "passed"
                 }
-                judged, refused = dict[str, str | None](), _beside_others(answers)
-                if not refused and config.judge is not None:
-                    judged = judge_levels(config.judge, models, made.pack, answers, opinions)
-                    refused = far_off(made.pack, answers, judged, config.level_tolerance)
+                refused = _after_all(config, made, answers)
+                if not refused and judge is not None:
+                    refused = judge.far_off(answers, config.level_tolerance)
                 if not refused:
                     break
                 hooks.tell(f"{len(refused):,} of {len(answers):,} answers do not pass after all.")
                 for id, reasons in refused.items():
                     journal.add({"id": id, "kind": "review", "reasons": reasons})
-            events = {"log": list(journal.events()), "opinions": list(opinions.events())}
-        result = _write(run, config, made, states, judged, **events)
+            result = _write(run, config, made, states, list(journal.events()), judge)
         run.write(f"{DATA_FOLDER}/{CARD}", data_card(result).encode())
         run.write(REPORT, render_generation(result))
         run.write(RESULT, result)
@@ -99,7 +104,7 @@ def generate(config: GenerateConfig, hooks: Hooks, *, retry: bool = False) -> di
 
 def make_job(config: GenerateConfig, made: Prepared, work: Work) -> Job:
     """What is sent for a row, and what must hold of its answer."""
-    pack, level, names = made.pack, made.pack.levels[work.planned.level], list(made.pack.levels)
+    pack, level = made.pack, made.pack.levels[work.planned.level]
 
     def ask(reasons: Sequence[str], answers: int) -> Request:
         said = " ".join(REASONS.get(reason, reason) for reason in reasons)
@@ -113,12 +118,15 @@ def make_job(config: GenerateConfig, made: Prepared, work: Work) -> Job:
 
     def check(reply: Reply) -> list[str]:
         found = check_answer(reply, work.question, pack.answers_in)
-        has = made.level_of(reply.text) if made.level_of is not None and not found else None
-        if has is not None and abs(names.index(has) - names.index(work.planned.level)) > config.level_tolerance:
-            found.append("level")
-        return found
+        return found or (["level"] if _is_off(config, made, work, reply.text) else [])
 
     return Job(id=work.id, ask=ask, check=check)
+
+
+def _is_off(config: GenerateConfig, made: Prepared, work: Work, answer: str) -> bool:
+    names = list(made.pack.levels)
+    has = made.level_of(answer) if made.level_of is not None else None
+    return has is not None and abs(names.index(has) - names.index(work.planned.level)) > config.level_tolerance
 
 
 def _claim(run: RunDir, config: GenerateConfig) -> None:
@@ -141,11 +149,19 @@ def _claim(run: RunDir, config: GenerateConfig) -> None:
     run.write(CONFIG, to_yaml(config))
 
 
-def _beside_others(answers: Mapping[str, tuple[Work, str]]) -> dict[str, list[str]]:
-    """Ids of answers that do not pass beside the others -> why."""
+def _reopen(journal: Journal, limits: Limits) -> None:
+    states = replay(journal, {event["id"] for event in journal.events()}, limits)
+    for id in [id for id, state in states.items() if state.end == "set_aside"]:
+        journal.add({"id": id, "kind": "reopened"})
+
+
+def _after_all(config: GenerateConfig, made: Prepared, answers: Answers) -> dict[str, list[str]]:
+    """Ids of answers that do not pass -> why: beside the others, or by a scale of levels that came later than they."""
     asked = [" ".join(turn.content for turn in work.question.messages) for work, _ in answers.values()]
-    found = review(asked, [answer for _, answer in answers.values()])
-    return {id: reasons for id, reasons in zip(answers, found, strict=True) if reasons}
+    found = dict(zip(answers, review(asked, [answer for _, answer in answers.values()]), strict=True))
+    for id, (work, answer) in answers.items():
+        found[id] += ["level"] if _is_off(config, made, work, answer) else []
+    return {id: reasons for id, reasons in found.items() if reasons}
 
 
 def _write(
@@ -153,13 +169,14 @@ def _write(
     config: GenerateConfig,
     made: Prepared,
     states: Mapping[str, RowState],
-    judged: Mapping[str, str | None],
     log: Sequence[Mapping[str, Any]],
-    opinions: Sequence[Mapping[str, Any]],
+    judge: Judge | None,
 ) -> dict[str, Any]:
     """The data, from the states, and the figures."""
     level_of = made.level_of or (lambda answer: None)
     rows = [replace(row, level_found=level_of(row.answer)) for row in authentic_rows(made.questions)]
+    verdicts = judge.verdicts(_sound_answers(made, log)) if judge is not None else []
+    judged = {(verdict.work.id, verdict.answer): verdict.level for verdict in verdicts}
     for work in made.work:
         state = states[work.id]
         if state.answer is None or (state.end != "passed" and config.keep == "pass"):
@@ -169,10 +186,12 @@ def _write(
                 id=work.id,
                 level=work.planned.level,
                 question=work.question,
+                source=work.question.source,
+                licence=work.question.licence,
                 answer=state.answer,
                 origin="generated",
                 level_found=level_of(state.answer),
-                level_judged=judged.get(work.id),
+                level_judged=judged.get((work.id, state.answer)),
                 reasons=state.reasons if state.end != "passed" else (),
             )
         )
@@ -187,5 +206,30 @@ def _write(
         side = side_of(row.question, validation_split=config.validation_split, seed=config.seed)
         sides[side].append(json.dumps(as_record(row, before, provenance), ensure_ascii=False) + "\n")
     for side, lines in sides.items():
-        run.write(f"{DATA_FOLDER}/{side}.jsonl", "".join(lines).encode("utf-8", "replace"))
-    return figures(config, made, states, log, opinions, rows, {side: len(lines) for side, lines in sides.items()})
+        if lines:
+            run.write(f"{DATA_FOLDER}/{side}.jsonl", "".join(lines).encode("utf-8", "replace"))
+        else:  # a file without a row is no data
+            (run / f"{DATA_FOLDER}/{side}.jsonl").unlink(missing_ok=True)
+    result = figures(config, made, states, log, rows, {side: len(lines) for side, lines in sides.items()})
+    if judge is None:
+        return result | {"judge": None, "levels_judged": None}
+    told = [(verdict.work.planned.level, verdict.level) for verdict in verdicts]
+    asked = {judge.job(verdict.work, verdict.answer).id for verdict in verdicts}
+    said = summary(judge.model, verdicts, [event for event in judge.opinions.events() if event["id"] in asked])
+    cost = price(config, said["tokens_in"], said["tokens_out"])
+    return result | {
+        "judge": said,
+        "levels_judged": levels_against(made.pack, told),
+        "cost": result["cost"] + cost,
+    }
+
+
+def _sound_answers(made: Prepared, log: Sequence[Mapping[str, Any]]) -> list[tuple[Work, str]]:
+    """All answers of the log in which nothing was wrong by themselves, each once."""
+    by_id = {work.id: work for work in made.work}
+    found = {
+        (event["id"], event["text"]): None
+        for event in log
+        if event["kind"] == "answer" and not event["reasons"] and event["id"] in by_id
+    }
+    return [(by_id[id], answer) for id, answer in found]

@@ -51,13 +51,16 @@ class Failure(Exception):
     Attributes:
         reason: In a few words, the same for the same fault.
         where: Which machine failed.
+        said: What it said of it, in its own words, which may be different each time.
         wait_s: Seconds that it asks to be left alone; None where it does not say.
         is_final: Whether this request will never get one, such as one that is too long.
     """
 
-    def __init__(self, reason: str, *, where: str, wait_s: float | None = None, is_final: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, where: str, said: str = "", wait_s: float | None = None, is_final: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.where, self.wait_s, self.is_final = reason, where, wait_s, is_final
+        self.reason, self.where, self.said, self.wait_s, self.is_final = reason, where, said, wait_s, is_final
 
 
 class Client(Protocol):

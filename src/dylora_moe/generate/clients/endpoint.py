@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,15 @@ import aiohttp
 
 from dylora_moe.errors import GeneratorError
 from dylora_moe.generate.clients.base import Failure, Reply, Request
+from dylora_moe.generate.questions import clean_text
 
 # No request to this address, with this key or of this model will be taken.
 _REFUSED = {401, 403, 404, 405}
 # This request will not be.
 _UNFIT = {400, 413, 422}
-_MAX_REPLY_BYTES = 4_000_000
+# Of the reasons why an answer ends, those by which it is not cut off; some servers give none.
+_WHOLE = {None, "stop", "eos", "eos_token", "end_turn", "stop_sequence"}
+_MAX_REPLY_BYTES, _MOST_TOKENS = 4_000_000, 10**8
 _CONNECT_S = 10.0
 
 
@@ -31,6 +35,10 @@ class EndpointClient:
         timeout_s: Longest wait for one answer.
         in_flight: Connections to hold.
         requests_per_minute: Not to be exceeded, over all machines; None for no limit.
+        patience_s: Longest that all machines may ask to be left alone.
+
+    Raises:
+        GeneratorError: The key cannot be sent.
     """
 
     def __init__(
@@ -42,12 +50,18 @@ class EndpointClient:
         timeout_s: float,
         in_flight: int,
         requests_per_minute: float | None = None,
+        patience_s: float = math.inf,
     ) -> None:
-        key = os.environ.get(key_variable)
+        key = os.environ.get(key_variable, "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise GeneratorError(
+                f"the key in the environment variable {key_variable} must be of printable ASCII characters, and it is "
+                "not. Set it again."
+            )
         self._model, self._key_variable = model, key_variable
         self._machines = [_Machine(url.rstrip("/")) for url in urls]
         self._pace = _Pace(requests_per_minute)
-        self._in_flight = in_flight
+        self._in_flight, self._patience_s = in_flight, patience_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http: aiohttp.ClientSession | None = None
@@ -58,8 +72,17 @@ class EndpointClient:
             connector = aiohttp.TCPConnector(limit=self._in_flight)
             self._http = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
         await self._pace.turn()
-        machine = min(self._machines, key=lambda each: (each.rests_until > time.monotonic(), each.in_flight))
-        if (rest := machine.asked_until - time.monotonic()) > 0:
+        now = time.monotonic()
+        machine = min(
+            self._machines,
+            key=lambda each: (max(each.asked_until, now), each.rests_until > now, each.in_flight, each.failures),
+        )
+        if (rest := machine.asked_until - now) > self._patience_s:
+            raise GeneratorError(
+                f"{machine.url} must take requests within the patience of {self._patience_s:.0f} s, and it asks to be "
+                f"left alone for {rest:.0f} s. Nothing is lost: start the same command then."
+            )
+        if rest > 0:
             await asyncio.sleep(rest)
         machine.in_flight += 1
         try:
@@ -97,18 +120,22 @@ class EndpointClient:
             raise GeneratorError(f"{url} must be an address such as http://localhost:8000/v1: {error}.") from error
         except aiohttp.ClientError as error:
             raise Failure(f"connection: {type(error).__name__}", where=url) from error
+        said = clean_text(content.decode("utf-8", "replace"))[0][:300]
         if status in _REFUSED:
-            raise GeneratorError(self._refusal(url, status, content))
+            raise GeneratorError(self._refusal(url, status, said))
+        if 300 <= status < 400:
+            raise GeneratorError(
+                f"{url} must answer itself, and it sends requests on to {response.headers.get('location')!r} (HTTP "
+                f"{status}). Give that address, if it is yours."
+            )
         if status in _UNFIT:
-            said = " ".join(content.decode("utf-8", "replace").split())[:200]
-            raise Failure(f"HTTP {status}: {said}", where=url, is_final=True)
+            raise Failure(f"HTTP {status}", where=url, said=said, is_final=True)
         if status != 200:
             wait = _retry_after(response.headers.get("retry-after"))
-            raise Failure(f"HTTP {status}", where=url, wait_s=wait)
+            raise Failure(f"HTTP {status}", where=url, said=said, wait_s=wait)
         return _parse(content, url)
 
-    def _refusal(self, url: str, status: int, content: bytes) -> str:
-        said = content.decode("utf-8", "replace").strip()[:300]
+    def _refusal(self, url: str, status: int, said: str) -> str:
         todo = {
             401: f"Set the environment variable {self._key_variable} to a key that it takes.",
             403: f"Set the environment variable {self._key_variable} to a key that may use this model.",
@@ -173,18 +200,18 @@ def _parse(content: bytes, url: str) -> Reply:
             raise TypeError("content is no text")
         return Reply(
             text=text.encode("utf-8", "replace").decode(),  # halves of surrogate pairs, which JSON can spell
-            is_whole=choice.get("finish_reason") != "length",
+            is_whole=choice.get("finish_reason") in _WHOLE,
             tokens_in=_count(usage, "prompt_tokens"),
             tokens_out=_count(usage, "completion_tokens"),
             where=url,
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise Failure("a malformed answer", where=url) from error
 
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:
     value = usage.get(name)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -59,8 +59,9 @@ class LocalClient:
         room = getattr(self._base.model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and len(ids) + request.max_tokens > room:
             raise Failure(
-                f"{len(ids)} tokens and {request.max_tokens} of an answer are more than the model's {room}",
+                "too long for the model",
                 where=_WHERE,
+                said=f"{len(ids)} tokens and {request.max_tokens} of an answer are more than its {room}",
                 is_final=True,
             )
         waiting = _Waiting(request=request, ids=ids, reply=asyncio.get_running_loop().create_future())
