@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.generate.conftest import ROOT
 
 from dylora_moe.config import GenerateConfig
@@ -175,9 +176,24 @@ def test_tried_again_a_row_keeps_its_answer_until_there_is_another(recipe: Recip
     )
 
 
+def test_tried_again_a_row_is_asked_with_another_seed(recipe: Recipe, serve: Serve) -> None:
+    """The stub's answers depend on messages and seed alone; the second and third request have the same reasons."""
+    config = recipe(endpoints=[serve(faults={"long": 1.0})], max_regenerations=0)
+    for retry in (False, True, True):
+        generate(config, Hooks(), retry=retry)
+    texts: dict[str, list[str]] = {}
+    for event in lines(config.run_dir / LOG):
+        if event["kind"] == "answer":
+            texts.setdefault(event["id"], []).append(event["text"])
+    assert len(texts) == 20 and all(len(set(found)) == 3 for found in texts.values())
+
+
 def test_rows_of_one_question_and_prompt_at_two_levels_are_two(recipe: Recipe, serve: Serve, tmp_path: Path) -> None:
     write_pack("italian_teacher", tmp_path / "pack")
     (tmp_path / "pack" / "instructions.txt").write_text("Rispondi.", encoding="utf-8")
+    level = {"rows": 20, "max_tokens": 50, "temperature": 0.7}
+    levels = yaml.safe_dump({"levels": {"B1": level, "B2": level}})
+    (tmp_path / "pack" / "pack.yaml").write_text(levels, encoding="utf-8")
     config = recipe(endpoints=[serve()], prompts=str(tmp_path / "pack"), levels={"B1": 20, "B2": 20})
     result = generate(config, Hooks())
     assert result["rows"]["planned"] == len({row["id"] for row in made(config)} | set(ends(config))) == 40
