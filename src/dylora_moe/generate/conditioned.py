@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dylora_moe.config import GenerateConfig, make_generate_config
 from dylora_moe.data.templates import end_token_id
 from dylora_moe.errors import ConfigError, RunError
@@ -17,7 +15,7 @@ from dylora_moe.generate.checks import check_answer
 from dylora_moe.generate.clients import Reply
 from dylora_moe.generate.figures import levels_against
 from dylora_moe.generate.packs import Pack
-from dylora_moe.generate.prepare import prepare
+from dylora_moe.generate.prepare import prepare, stored_settings
 from dylora_moe.generate.questions import Question
 from dylora_moe.generate.result import side_of
 from dylora_moe.run_dir import CONFIG, EVAL, RunDir
@@ -94,11 +92,10 @@ def evaluate_levels(
 
 
 def _read_generation(folder: Path) -> GenerateConfig:
-    path = RunDir(folder) / CONFIG
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(values, dict) or "generator" not in values:
+    values = stored_settings(RunDir(folder))
+    if values is None:
         raise RunError(f"levels are those of a folder that `dylora generate` made, and {folder} is none.")
-    return make_generate_config(values, where=str(path))
+    return make_generate_config(values, where=str(folder / CONFIG))
 
 
 def _is_held(question: Question, config: GenerateConfig) -> bool:

@@ -165,7 +165,7 @@ class Engine:
             # Fewer than would set a row aside, however they fall.
             failures=min(2 * at_once + 8, max(1, self.limits.tries - 1) * at_once),
             patience_s=self.patience_s,
-            good=next((job for job in jobs if states[job.id].answer is not None), None),
+            good=next((job for job in jobs if states[job.id].end == "passed"), None),
         )
 
         async def work() -> None:

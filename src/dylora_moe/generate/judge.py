@@ -65,12 +65,10 @@ class Judge:
         jobs = [self.job(work, answer) for work, answer in answers.values()]
         self.models.hooks.tell(f"{self.model} judges the levels of {len(jobs):,} answers ...")
         self.models.ask(self.model, self.models.config.judge_endpoints, jobs, self.opinions, self.limits)
-        names = list(self.pack.levels)
         return {
             verdict.work.id: ["level"]
             for verdict in self.verdicts(answers.values())
-            if verdict.level is not None
-            and abs(names.index(verdict.level) - names.index(verdict.work.planned.level)) > tolerance
+            if verdict.level is not None and self.pack.apart(verdict.level, verdict.work.planned.level) > tolerance
         }
 
     def verdicts(self, answers: Iterable[tuple[Work, str]]) -> list[Verdict]:

@@ -110,6 +110,11 @@ class Pack:
             Message(role="user", content=self._render("again" if reasons else "question", asked)),
         )
 
+    def apart(self, one: str, other: str) -> int:
+        """How many levels lie from one to the other; 0 for the same."""
+        names = list(self.levels)
+        return abs(names.index(one) - names.index(other))
+
     def row(self, level: str) -> tuple[Message, ...]:
         """What stands before the conversation in the data; nothing where the pack has no text for it."""
         given = {**self.levels[level].values, "level": level}

@@ -5,6 +5,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dylora_moe.config import KEEP_ANSWERS, GenerateConfig
 from dylora_moe.data.example import Example, Message
@@ -23,6 +26,7 @@ from dylora_moe.generate.levels import (
 from dylora_moe.generate.packs import Pack, load_pack
 from dylora_moe.generate.plan import Planned, make_plan, share_out
 from dylora_moe.generate.questions import Cleaned, Question, collect
+from dylora_moe.run_dir import CONFIG, RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,13 @@ class Prepared:
     questions: list[Question]
     level_of: Callable[[str], str | None] | None = None
     work: list[Work] = field(default_factory=list)
+
+
+def stored_settings(run: RunDir) -> dict[str, Any] | None:
+    """What a folder's generation was made with; None where it holds none."""
+    path = run / CONFIG
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return values if isinstance(values, dict) and "generator" in values else None
 
 
 def prepare(config: GenerateConfig, tell: Callable[[str], None]) -> Prepared:

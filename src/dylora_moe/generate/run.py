@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from dylora_moe.config import GenerateConfig, to_yaml
 from dylora_moe.errors import RunError
 from dylora_moe.generate.asking import Hooks, Models, replay
@@ -17,7 +15,7 @@ from dylora_moe.generate.engine import Job
 from dylora_moe.generate.figures import figures, levels_against, price
 from dylora_moe.generate.journal import Journal
 from dylora_moe.generate.judge import Answers, Judge, summary
-from dylora_moe.generate.prepare import Prepared, Work, prepare
+from dylora_moe.generate.prepare import Prepared, Work, prepare, stored_settings
 from dylora_moe.generate.result import MadeRow, as_record, authentic_rows, side_of
 from dylora_moe.generate.review import review
 from dylora_moe.generate.rows import Limits, RowState
@@ -124,17 +122,16 @@ def make_job(config: GenerateConfig, made: Prepared, work: Work) -> Job:
 
 
 def _is_off(config: GenerateConfig, made: Prepared, work: Work, answer: str) -> bool:
-    names = list(made.pack.levels)
     has = made.level_of(answer) if made.level_of is not None else None
-    return has is not None and abs(names.index(has) - names.index(work.planned.level)) > config.level_tolerance
+    return has is not None and made.pack.apart(has, work.planned.level) > config.level_tolerance
 
 
 def _claim(run: RunDir, config: GenerateConfig) -> None:
     if run.is_empty:
         run.write(CONFIG, to_yaml(config))
         return
-    then = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else None
-    if not isinstance(then, dict) or "generator" not in then:
+    then = stored_settings(run)
+    if then is None:
         raise RunError(
             f"a run folder must be new or empty, and {run.path} holds something else. Choose another --run_name; "
             "nothing was changed."
