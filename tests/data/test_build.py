@@ -259,7 +259,27 @@ def test_a_prompt_of_another_domains_validation_is_not_trained_on(tmp_path, toke
     assert near[1] not in answers(bundle.train, tokenizer)
 
 
-def test_official_test_rows_are_counted(tmp_path, tokenizer):
+def test_official_test_rows_are_counted_and_kept_apart(tmp_path, tokenizer):
+    tested = pairs("t", 4)
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "train.jsonl", pairs("a", 10))
+    write(tmp_path / "a" / "test.jsonl", tested)
+    other = write(tmp_path / "b.jsonl", pairs("b", 10))
+    bundle = build([str(tmp_path / "a"), other], tokenizer)
+    assert [domain.num_test for domain in bundle.summary.domains] == [4, 0]
+    assert answers(bundle.test["a"], tokenizer) == [answer for _, answer in tested]
+    assert [example.answer for example in bundle.test_examples["a"]] == [answer for _, answer in tested]
+    assert len(bundle.test["b"]) == len(bundle.test_examples["b"]) == 0
+    assert answers(bundle.validation["b"], tokenizer) == [e.answer for e in bundle.validation_examples["b"]]
+    trained = answers([*bundle.train, *bundle.validation["a"], *bundle.validation["b"]], tokenizer)
+    assert sorted(trained) == sorted(answer for _, answer in pairs("a", 10) + pairs("b", 10))
+
+
+def test_a_test_row_too_long_to_train_on_is_left_out_and_no_error(tmp_path, tokenizer):
+    long = ("t question", "t " * 300)
     write(tmp_path / "train.jsonl", pairs("a", 10))
-    write(tmp_path / "test.jsonl", pairs("t", 4))
-    assert build([str(tmp_path)], tokenizer).summary.domains[0].num_test == 4
+    write(tmp_path / "test.jsonl", [long, *pairs("t", 2)])
+    bundle = build([str(tmp_path)], tokenizer, overlong="error")
+    (name,) = bundle.domains
+    assert answers(bundle.test[name], tokenizer) == [answer for _, answer in pairs("t", 2)]
+    assert "overlong" in bundle.removed_file.read_text() and bundle.summary.domains[0].num_test == 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
+from dylora_moe.evaluate.losses import Evaluation, evaluate_domains, score_domains
 from dylora_moe.tuner.head import read_head
 
 
@@ -18,17 +18,18 @@ def measure(model: Any, data: Any, **changes: Any) -> Evaluation:
 
 
 @torch.no_grad()
-def slow_loop(model: Any, rows: Any) -> dict[str, tuple[float, int]]:
-    """Domain -> loss a labelled token, and number of those tokens."""
+def slow_loop(model: Any, rows: Any) -> dict[str, tuple[float, int, float]]:
+    """Domain -> loss a labelled token, number of those tokens, share that were the likeliest."""
     found = {}
     for domain, domain_rows in rows.items():
-        total, count = 0.0, 0
+        total, count, right = 0.0, 0, 0
         for row in domain_rows:
             ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).logits
             total += float(F.cross_entropy(logits[0, :-1].double(), labels[0, 1:], reduction="sum"))
             count += int((labels != -100).sum())
-        found[domain] = (total / count, count)
+            right += int((logits[0, :-1].argmax(-1) == labels[0, 1:]).sum())
+        found[domain] = (total / count, count, right / count)
     return found
 
 
@@ -42,12 +43,25 @@ def test_losses_equal_a_slow_loop(mixture: Any, data: Any, routing: Any, batch_s
     expected = slow_loop(model, data.validation)
     assert [result.domain for result in found.domains] == list(expected)
     for result in found.domains:
-        loss, tokens = expected[result.domain]
+        loss, tokens, accuracy = expected[result.domain]
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert result.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
         assert (result.tokens, result.rows) == (tokens, 6)
-    assert found.mean_loss == pytest.approx(sum(loss for loss, _ in expected.values()) / 3, rel=1e-5)
-    assert len({round(loss, 4) for loss, _ in expected.values()}) == 3
+        assert result.accuracy == pytest.approx(accuracy)
+    assert found.mean_loss == pytest.approx(sum(loss for loss, *_ in expected.values()) / 3, rel=1e-5)
+    assert len({round(loss, 4) for loss, *_ in expected.values()}) == 3
+
+
+def test_each_row_has_its_own_score_in_its_own_place(mixture: Any, data: Any) -> None:
+    model = mixture(granularity="token")
+    scores = score_domains(model, read_head(model.lm), data.validation, batch_size=4, pad_token_id=0)
+    assert [len(each) for each in scores.values()] == [6, 6, 6]
+    for domain, rows in data.validation.items():
+        for row, score in zip(rows, scores[domain], strict=True):
+            loss, tokens, accuracy = slow_loop(model, {domain: [row]})[domain]
+            assert score.nll == pytest.approx(loss * tokens, rel=1e-5)
+            assert (score.tokens, score.right) == (tokens, round(accuracy * tokens))
+    assert len({round(score.nll, 3) for score in scores["sums"]}) > 1
 
 
 @torch.no_grad()

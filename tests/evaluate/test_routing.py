@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
+from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport, routing_changes
 from dylora_moe.tuner import Decision, RoutingConfig
 from dylora_moe.tuner.tap import make_decision
 
@@ -178,3 +178,18 @@ def test_nothing_learns_from_being_measured() -> None:
     meter = RoutingMeter(["a", "b"], ["d"])
     meter.add([made], torch.tensor([0, 0]))
     assert isinstance(meter._entropy, Tensor) and not meter._entropy.requires_grad
+
+
+def test_changes_of_routing_are_the_load_that_moved() -> None:
+    def seen(step: int, table: list[list[float]], split: str = "validation", experts: str = "ab") -> dict[str, Any]:
+        return {"step": step, "split": split, "domains": ["x", "y"], "experts": [*experts], "table": table}
+
+    reports = [
+        seen(0, [[1.0, 0.0], [0.5, 0.5]]),
+        seen(4, [[0.0, 1.0], [0.0, 1.0]], split="train"),
+        seen(5, [[0.0, 1.0], [0.5, 0.5]]),
+        seen(9, [[0.0, 1.0], [0.25, 0.75]]),
+        seen(12, [[1.0, 0.0], [1.0, 0.0]], experts="ac"),
+    ]
+    assert routing_changes(reports) == [{"step": 5, "change": 0.5}, {"step": 9, "change": 0.125}]
+    assert routing_changes([]) == []

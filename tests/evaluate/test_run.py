@@ -1,6 +1,7 @@
 """A finished run, measured again from its folder alone."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from tests.tiny import settings
 
 from dylora_moe.config import make_config
 from dylora_moe.errors import BaseModelError, DataError, DyLoraError, RunError, TunerError
-from dylora_moe.evaluate.load import load_run, read_config
-from dylora_moe.evaluate.run import evaluate_run
+from dylora_moe.evaluate.held_out import held_out
+from dylora_moe.evaluate.load import Speaker, load_run, read_config
+from dylora_moe.evaluate.run import evaluate_experts, evaluate_run, read_rows
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train.run import train
 
@@ -20,8 +22,12 @@ def silent(line: str) -> None:
     pass
 
 
-def losses(evaluation: Any) -> dict[str, float]:
-    return {result.domain: result.loss for result in evaluation.domains}
+def losses(record: Any) -> dict[str, float]:
+    return {domain["domain"]: domain["loss"] for domain in record["domains"]}
+
+
+def expert(name: str) -> Speaker:
+    return Speaker(kind="expert", expert=name)
 
 
 @pytest.fixture
@@ -30,36 +36,93 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "copy"))
 
 
-def test_a_run_measured_again_has_the_losses_it_ended_with(run: Path) -> None:
-    after = RunDir(run).read("result.json")["after"]
-    found = evaluate_run(run, progress=silent)
-    assert losses(found) == pytest.approx({each["domain"]: each["loss"] for each in after["domains"]}, rel=1e-5)
-    assert found.routing is not None
-    for row, then in zip(found.routing.table, after["routing"]["table"], strict=True):
+def test_base_and_mixture_measured_again_have_the_losses_of_training(run: Path) -> None:
+    result = RunDir(run).read("result.json")
+    found = evaluate_run(run, tell=silent)
+    assert list(found) == ["base", "routed"]
+    for name, when in (("base", "before"), ("routed", "after")):
+        then = {each["domain"]: each["loss"] for each in result[when]["domains"]}
+        assert losses(found[name]) == pytest.approx(then, rel=1e-5)
+        assert RunDir(run).read(f"eval/{name}.json") == json.loads(json.dumps(found[name]))
+    assert found["base"]["routing"] is None
+    routing = found["routed"]["routing"]
+    for row, then in zip(routing["table"], result["after"]["routing"]["table"], strict=True):
         assert list(row) == pytest.approx(then, abs=1e-6)
-    stored = json.loads((run / "eval" / "routed.json").read_text(encoding="utf-8"))
-    assert stored["mean_loss"] == found.mean_loss and stored["domains"][0]["domain"] == "capitals"
+    assert routing["layers"] == [] and set(routing["top_tokens"]) == set(routing["experts"])
+    steps = [each["step"] for each in routing["changes"]]
+    assert steps and all(0 <= each["change"] <= 1 for each in routing["changes"])
 
 
-def test_the_base_alone_has_the_losses_it_began_with(run: Path) -> None:
-    before = RunDir(run).read("result.json")["before"]
-    found = evaluate_run(run, base_alone=True, progress=silent)
-    assert losses(found) == pytest.approx({each["domain"]: each["loss"] for each in before["domains"]}, rel=1e-5)
-    assert found.routing is None
-    assert [path.name for path in (run / "eval").iterdir()] == ["base.json"]
+def test_figures_of_a_domain_are_those_of_its_rows(run: Path) -> None:
+    record = evaluate_run(run, tell=silent)["routed"]
+    trained = load_run(run, progress=silent)
+    held = held_out(trained, "validation", silent)
+    rows = read_rows(RunDir(run), Speaker(), "validation")
+    assert len({(row["domain"], row["row"]) for row in rows}) == len(rows) == sum(map(len, held.rows.values()))
+    for domain in record["domains"]:
+        own = [row for row in rows if row["domain"] == domain["domain"]]
+        nats, tokens = sum(row["nll"] for row in own), sum(row["tokens"] for row in own)
+        assert domain["loss"] == pytest.approx(nats / tokens)
+        assert domain["accuracy"] == pytest.approx(sum(row["right"] for row in own) / tokens)
+        answers = [example.answer for example in held.examples[domain["domain"]]]
+        assert [row["bytes"] for row in own] == [len(answer.encode()) for answer in answers]
+        bits = nats / math.log(2) / sum(len(answer.encode()) for answer in answers)
+        assert domain["bits_per_byte"] == pytest.approx(bits)
+        assert domain["interval"][0] < domain["loss"] < domain["interval"][1]
 
 
-def test_each_expert_is_measured_alone(run: Path) -> None:
-    results = {name: evaluate_run(run, expert=name, progress=silent) for name in ("expert_0", "expert_2")}
-    assert all(result.routing is None for result in results.values())
-    assert losses(results["expert_0"]) != losses(results["expert_2"])
-    assert sorted(path.name for path in (run / "eval").iterdir()) == ["expert-expert_0.json", "expert-expert_2.json"]
+def test_every_expert_on_every_domain(run: Path) -> None:
+    found = evaluate_experts(run, tell=silent)
+    names = ["expert_0", "expert_1", "expert_2"]
+    assert list(found["measured"]) == ["base", "routed", "dense", *[f"expert-{name}" for name in names]]
+    alone = {name: losses(evaluate_run(run, [expert(name)], tell=silent)[f"expert-{name}"]) for name in names}
+    matrix = {row["speaker"]: row["losses"] for row in found["matrix"]["rows"]}
+    domains = found["matrix"]["domains"]
+    for name in names:
+        assert matrix[f"expert {name}"] == pytest.approx([alone[name][domain] for domain in domains])
+    assert matrix["dense"] != matrix["routed"] != matrix["base"]
+    by_domain, by_row = found["matrix"]["oracle"]["by_domain"], found["matrix"]["oracle"]["by_row"]
+    assert by_domain == [min(alone[name][domain] for name in names) for domain in domains]
+    best = [1e9] * len(read_rows(RunDir(run), expert("expert_0"), "validation"))
+    for name in names:
+        rows = read_rows(RunDir(run), expert(name), "validation")
+        best = [min(least, row["nll"]) for least, row in zip(best, rows, strict=True)]
+    for place, domain in enumerate(domains):
+        own = [(nll, row["tokens"]) for nll, row in zip(best, rows, strict=True) if row["domain"] == domain]
+        assert by_row[place] == pytest.approx(sum(nll for nll, _ in own) / sum(tokens for _, tokens in own))
+        assert by_row[place] <= by_domain[place] + 1e-9
+    similarity = found["similarity"]["similarity"]
+    assert [similarity[place][place] for place in range(3)] == pytest.approx([1.0] * 3)
+    assert similarity[0][1] == pytest.approx(similarity[1][0]) and 0 < abs(similarity[0][1]) < 1
+    assert RunDir(run).read("eval/matrix.json") == json.loads(json.dumps(found["matrix"]))
 
 
 def test_an_expert_that_is_not_there_is_told(run: Path) -> None:
     with pytest.raises(TunerError, match="no expert 'nobody'; there are expert_0, expert_1, expert_2"):
-        evaluate_run(run, expert="nobody", progress=silent)
+        evaluate_run(run, [Speaker(), expert("nobody")], tell=silent)
     assert not (run / "eval").exists()
+
+
+def test_rows_of_the_test_split_are_measured_apart(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "capitals"
+    folder.mkdir()
+    lines = tiny_rows["capitals"].read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join(lines[:-3]))
+    (folder / "test.jsonl").write_text("\n".join(lines[-3:]))
+    rows = tiny_rows | {"capitals": folder}
+    config = make_config(settings(tiny_base, rows, tmp_path / "runs") | {"max_steps": 1, "sample_tokens": 0})
+    train(config)
+    found = evaluate_run(config.run_dir, split="test", tell=silent)
+    assert [(each["domain"], each["rows"]) for each in found["routed"]["domains"]] == [("capitals", 3)]
+    assert sorted(path.name for path in (config.run_dir / "eval").glob("*.json")) == [
+        "test-base.json",
+        "test-routed.json",
+    ]
+
+
+def test_a_run_without_test_rows_says_so(run: Path) -> None:
+    with pytest.raises(DataError, match="must have rows of a test split to be measured on, and has none"):
+        evaluate_run(run, split="test", tell=silent)
 
 
 def test_data_that_changed_since_is_refused(run: Path) -> None:
@@ -71,7 +134,7 @@ def test_data_that_changed_since_is_refused(run: Path) -> None:
     (folder / "sums.jsonl").write_text("\n".join([lines[0].replace("Add", "Sum"), *lines[1:]]) + "\n")
     (run / "config.yaml").write_text(config.replace(str(source), str(folder / "sums.jsonl")))
     with pytest.raises(DataError, match="the data of sums must be what the run was trained with"):
-        evaluate_run(run, progress=silent)
+        evaluate_run(run, tell=silent)
     assert not (run / "eval").exists()
 
 
@@ -135,7 +198,7 @@ def test_a_run_of_relative_paths_is_found_from_elsewhere(
     assert train(config)["already_finished"]
     monkeypatch.chdir(elsewhere)
     shutil.move(home / "runs", elsewhere / "moved")
-    found = evaluate_run(elsewhere / "moved" / "tiny", progress=silent)
+    found = evaluate_run(elsewhere / "moved" / "tiny", tell=silent)["routed"]
     assert losses(found) == pytest.approx({each["domain"]: each["loss"] for each in trained["after"]["domains"]})
     there = make_config(settings(home / "base", rows, elsewhere / "moved") | {"max_steps": 1, "sample_tokens": 0})
     assert train(there)["already_finished"]

@@ -13,6 +13,7 @@ from tests.tiny import settings, tiny_base, tiny_rows
 from dylora_moe.config import GenerateConfig, make_config
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer
+from dylora_moe.evaluate.load import Speaker
 from dylora_moe.generate import conditioned
 from dylora_moe.generate.asking import Hooks
 from dylora_moe.generate.conditioned import evaluate_levels
@@ -93,14 +94,15 @@ def test_a_model_that_answers_at_its_level_is_told_from_one_that_does_not(
     questions = {turns[-1].content for turns in asked}
     assert len(asked) == 6 and len(questions) == 3 and not questions & seen and questions & held
     assert [turns[0].role for turns in asked] == ["system"] * 6 and speakers == {(None, False)}
-    for who, state in (({"expert": "expert_1"}, ("expert_1", False)), ({"base_alone": True}, (None, True))):
+    alone = Speaker(kind="expert", expert="expert_1")
+    for who, state in ((alone, ("expert_1", False)), (Speaker(kind="base"), (None, True))):
         speakers.clear()
-        evaluate_levels(finished, made.run_dir, rows=1, **who, tell=lambda line: None)
+        evaluate_levels(finished, made.run_dir, rows=1, speaker=who, tell=lambda line: None)
         assert speakers == {state}
 
 
 def test_a_real_model_is_asked(made: GenerateConfig, finished: Path) -> None:
-    record = evaluate_levels(finished, made.run_dir, rows=2, base_alone=True, tell=lambda line: None)
+    record = evaluate_levels(finished, made.run_dir, rows=2, speaker=Speaker(kind="base"), tell=lambda line: None)
     assert [level["answers"] for level in record["levels"].values()] == [2, 2] and record["speaker"] == "base"
     stored = json.loads((finished / "eval" / "levels-base.json").read_text(encoding="utf-8"))
     assert stored == record and [sample["level"] for sample in stored["samples"]] == ["A1", "C2"]

@@ -50,6 +50,22 @@ def test_loss_and_gradient_equal_those_of_all_logits(
     assert_near(found_grad, expected_grad)
 
 
+@pytest.mark.parametrize("chunk_rows", [1000, 4])
+def test_scores_are_losses_and_whether_the_likeliest_token_came(
+    make_base: Any, batch: Any, assert_near: Any, monkeypatch: Any, chunk_rows: int
+) -> None:
+    monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", chunk_rows * 99)
+    lm, labels = make_base("gemma2"), batch["labels"].clone()
+    hidden = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(1))
+    likeliest = read_head(lm).logits(hidden[:, :-1].flatten(0, 1)).argmax(-1).reshape(3, 11)
+    labels[:, 1::2] = torch.where(labels[:, 1::2] == -100, -100, likeliest[:, ::2])
+    nll, right = read_head(lm).score(hidden, labels)
+    assert_near(nll, full_loss(lm, hidden, labels))
+    wanted = labels[:, 1:] != -100
+    assert right.tolist() == (likeliest == labels[:, 1:])[wanted].tolist()
+    assert 0 < right.sum() < len(right)
+
+
 def test_the_mean_is_the_models_own_loss(make_model: Any, batch: Any, gradients: Any, assert_near: Any) -> None:
     model = make_model(2).train()
     loss = model(**batch).loss

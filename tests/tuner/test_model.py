@@ -39,6 +39,23 @@ def test_dense_collaboration_is_a_weighted_loop_over_stock_adapters(
     assert model.routers["shared"].weight.grad.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_mature_experts_answer_together_where_that_is_asked_for(
+    make_model: Any, make_loop: Any, batch: Any, assert_near: Any, granularity: str
+) -> None:
+    model = make_model(3, granularity=granularity, temperature=2.0)
+    routed = model(**batch).logits
+    with model.dense():
+        found = model(**batch).logits
+        decision = model.decisions[None]
+    assert decision.experts is None
+    units = torch.arange(36) if decision.unit_of_token is None else decision.unit_of_token
+    weights = (decision.logits / 2.0).softmax(-1)[units].detach()
+    assert_near(found, make_loop(model, lambda layer: weights)(**batch).logits)
+    assert not torch.allclose(found, routed, atol=1e-4)
+    assert torch.equal(model(**batch).logits, routed), "the router's own again"
+
+
 @pytest.mark.parametrize(("maturity", "temperature"), [(0.0, 9.0), (0.5, 3.0)])
 def test_the_temperature_falls_to_one_as_an_expert_matures(
     make_model: Any, batch: Any, maturity: float, temperature: float

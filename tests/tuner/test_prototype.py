@@ -250,6 +250,17 @@ def test_an_immature_expert_makes_everything_dense(make_model: Any, batch: dict[
     assert decision.sure is not None and decision.sure.tolist() == [True, True, False], "still said"
 
 
+@pytest.mark.parametrize("unsure", ["base", "dense"])
+def test_mature_experts_answer_together_on_the_prototypes_scale(make_model: Any, batch: Any, unsure: str) -> None:
+    model = make_model(2, unsure=unsure, temperature=3.0, **ROUTING)
+    know(model, batch, [0, 1], ["expert_0", "expert_1"])
+    with model.dense():
+        model(**batch)
+    (decision,), (router,) = model.decisions.values(), model.routers.values()
+    assert decision.experts is None and isinstance(router, PrototypeRouter)
+    torch.testing.assert_close(decision.weights, (decision.logits / (3 * router.spread())).softmax(-1))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 @pytest.mark.parametrize("unsure", ["base", "dense"])
 def test_generation_keeps_what_the_prompt_decided(

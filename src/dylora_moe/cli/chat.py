@@ -34,12 +34,12 @@ def command(
     from dylora_moe.data.example import Message
     from dylora_moe.data.templates import end_token_id
     from dylora_moe.evaluate.generate import generate_answers
-    from dylora_moe.evaluate.load import load_run
+    from dylora_moe.evaluate.load import Speaker, load_run
 
     console = consoles(as_json=True)  # the answer alone goes to standard output
     trained = load_run(run, progress=console.print)
     messages = [Message(role="system", content=system)] if system else []
-    with trained.speaking(expert=expert, base_alone=base_alone):
+    with trained.speaking(Speaker.chosen(expert=expert, base_alone=base_alone)):
         (answer,) = generate_answers(
             trained.model,
             trained.tokenizer,

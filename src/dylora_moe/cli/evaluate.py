@@ -1,24 +1,42 @@
 """`dylora evaluate RUN`"""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from dylora_moe.cli.quiet import quiet_libraries
-from dylora_moe.cli.show import consoles, show_losses_of, show_routing
+from dylora_moe.cli.show import consoles
+from dylora_moe.cli.show_evaluation import (
+    show_comparison,
+    show_levels,
+    show_matrix,
+    show_measured,
+    show_similarity,
+)
 
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--expert", help="Force this expert instead of routing.")
+@click.option("--expert", help="Measure this expert alone.")
 @click.option("--base", "base_alone", is_flag=True, help="Measure the base alone, without experts.")
+@click.option("--experts", "each", is_flag=True, help="Measure every expert on every domain, and all of them together.")
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Rows to measure on; test rows are those of official splits and of files named test.",
+)
+@click.option(
+    "--compare",
+    "others",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN",
+    help="Compare the mixture with that of another run, on the rows of both. May be given several times.",
+)
 @click.option(
     "--levels",
     "made_in",
@@ -29,64 +47,57 @@ from dylora_moe.cli.show import consoles, show_losses_of, show_routing
 )
 @click.option("--rows", default=20, show_default=True, type=click.IntRange(1), help="Questions a level, with --levels.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output.")
-def command(run: Path, expert: str | None, base_alone: bool, made_in: Path | None, rows: int, as_json: bool) -> None:
-    """Measure the validation loss of each domain of RUN, and its routing; or, with --levels, the level of its answers.
+def command(
+    run: Path,
+    expert: str | None,
+    base_alone: bool,
+    each: bool,
+    split: Any,
+    others: tuple[Path, ...],
+    made_in: Path | None,
+    rows: int,
+    as_json: bool,
+) -> None:
+    """Measure RUN on rows that it did not train on: losses of the base and of the mixture, and its routing.
 
-    The figures also go to RUN/eval/, named routed, base or expert-NAME, and levels-routed and so on.
+    The figures also go to RUN/eval/, and into `dylora report RUN`.
     """
     if expert and base_alone:
         raise click.UsageError("--expert and --base exclude each other.")
+    if sum((each, bool(others), made_in is not None)) > 1:
+        raise click.UsageError("--experts, --compare and --levels exclude each other.")
+    if (expert or base_alone) and (each or others):
+        raise click.UsageError("--expert and --base say who answers; leave them out with --experts and --compare.")
     quiet_libraries()
     console = consoles(as_json)
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    from dylora_moe.evaluate.load import Speaker
+
+    speaker = Speaker.chosen(expert=expert, base_alone=base_alone)
     if made_in is not None:
         from dylora_moe.generate.conditioned import evaluate_levels
 
-        record = evaluate_levels(
-            run,
-            made_in,
-            rows=rows,
-            expert=expert,
-            base_alone=base_alone,
-            tell=lambda line: console.print(line, markup=False),
-        )
-        _show_levels(console, record)
-        if as_json:
-            click.echo(json.dumps(record, ensure_ascii=False))
-        return
-    from dylora_moe.evaluate.run import evaluate_run
+        record = evaluate_levels(run, made_in, rows=rows, speaker=speaker, tell=tell)
+        show_levels(console, record)
+    elif others:
+        from dylora_moe.evaluate.compare import compare_runs
 
-    evaluation = asdict(evaluate_run(run, expert=expert, base_alone=base_alone, progress=console.print))
-    show_losses_of(console, evaluation)
-    show_routing(console, evaluation["routing"])
+        record = compare_runs(run, others, split=split, tell=tell)
+        show_comparison(console, record)
+    elif each:
+        from dylora_moe.evaluate.run import evaluate_experts
+
+        record = evaluate_experts(run, split=split, tell=tell)
+        show_matrix(console, record["matrix"])
+        show_similarity(console, record["similarity"])
+    else:
+        from dylora_moe.evaluate.run import evaluate_run
+
+        speakers = (Speaker(kind="base"), speaker) if speaker == Speaker() else (speaker,)
+        record = evaluate_run(run, speakers, split=split, tell=tell)
+        show_measured(console, record)
     if as_json:
-        click.echo(json.dumps(evaluation, ensure_ascii=False))
-
-
-def _show_levels(console: Console, record: Mapping[str, Any]) -> None:
-    """Levels asked for and found of a model's answers."""
-    told = record["levels_found"]
-    names = list(record["levels"])
-    table = Table(title="Levels asked for, and those of the answers", title_justify="left")
-    for column in (
-        "asked for",
-        *(map(escape, told["levels"]) if told else ()),
-        "too short to tell",
-        "all together",
-        "pass",
-        "words",
-    ):
-        table.add_column(column, justify="left" if column == "asked for" else "right")
-    for name in names:
-        level = record["levels"][name]
-        found = told["counts"][told["levels"].index(name)] if told else []
-        counts = (f"{count:,}" for count in (*found, level["answers"] - sum(found)))
-        table.add_row(escape(name), *counts, level["together"] or "", f"{level['passed']:,}", f"{level['words']:.0f}")
-    console.print(table)
-    if told:
-        console.print(
-            f"Agreement {told['kappa']:.2f} (weighted kappa: 1 for the levels asked for, 0 for what chance gives).",
-            highlight=False,
-        )
-    wrong = ", ".join(f"{reason} {count:,}" for reason, count in sorted(record["wrong"].items(), key=lambda x: -x[1]))
-    if wrong:
-        console.print(f"Answers that would not pass: {wrong}.", highlight=False)
+        click.echo(json.dumps(record, ensure_ascii=False))

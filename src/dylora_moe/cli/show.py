@@ -127,22 +127,6 @@ def show_losses(console: Console, before: Mapping[str, Any], after: Mapping[str,
     console.print(table)
 
 
-def show_losses_of(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """Validation loss of each domain."""
-    table = Table(title="Validation loss (nats per answer token)", title_justify="left")
-    for column in ("domain", "loss", "perplexity", "tokens", "rows"):
-        table.add_column(column, justify="left" if column == "domain" else "right")
-    for domain in evaluation["domains"]:
-        table.add_row(
-            escape(domain["domain"]),
-            f"{domain['loss']:.3f}",
-            f"{domain['perplexity']:.2f}",
-            f"{domain['tokens']:,}",
-            f"{domain['rows']:,}",
-        )
-    console.print(table)
-
-
 def show_routing(console: Console, routing: Mapping[str, Any] | None) -> None:
     """Which domain goes to which expert, darker for more; and the figures that warn of collapse."""
     if routing is None:

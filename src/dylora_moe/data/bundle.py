@@ -1,4 +1,4 @@
-"""Prepared data in its folder: what training and its validation read, a row at a time."""
+"""Prepared data in its folder: what training, its validation and a test read, a row at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,21 @@ from dylora_moe.data.summary import DataSummary
 
 ROWS_FILE, EXAMPLES_FILE = "rows.arrow", "examples.arrow"
 SUMMARY_FILE, REMOVED_FILE = "summary.json", "removed.jsonl"
-# One number a row, int32: its tokens, the index of its domain, and 0 for training or 1 for validation.
+# One number a row, int32: its tokens, the index of its domain, and the index of its side.
 COLUMNS = ("lengths", "domains", "sides")
+SIDES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataBundle:
-    """All that training and its validation read; rows are read from disk when they are asked for.
+    """All that training, its validation and a test read; rows are read from disk when they are asked for.
 
     Attributes:
         train: Training rows of all domains, domain after domain; the sampler mixes them.
         validation: Validation rows by domain.
         validation_examples: The examples behind `validation`, in the same order.
+        test: Rows of official test splits by domain; no row of a domain without one.
+        test_examples: The examples behind `test`, in the same order.
         removed_file: Rows that were left out, one JSON object a line, with domain, place and reason.
         summary: What went in.
     """
@@ -32,6 +35,8 @@ class DataBundle:
     train: Rows
     validation: dict[str, Rows]
     validation_examples: dict[str, Stored[Example]]
+    test: dict[str, Rows]
+    test_examples: dict[str, Stored[Example]]
     removed_file: Path
     summary: DataSummary
 
@@ -51,14 +56,26 @@ def open_bundle(folder: Path) -> DataBundle:
         places = np.flatnonzero(chosen)
         return Rows(rows.take(places), lengths[places], domains[places])
 
-    validated = domains[sides == 1]
+    held = sides > 0  # those whose examples are kept
+    held_domains, held_sides = domains[held], sides[held]
     indices = {domain.domain: index for index, domain in enumerate(summary.domains)}
+    of_side = {
+        side: {name: choose((sides == number) & (domains == index)) for name, index in indices.items()}
+        for number, side in enumerate(SIDES[1:], start=1)
+    }
+    examples_of_side = {
+        side: {
+            name: examples.take(np.flatnonzero((held_sides == number) & (held_domains == index)))
+            for name, index in indices.items()
+        }
+        for number, side in enumerate(SIDES[1:], start=1)
+    }
     return DataBundle(
         train=choose(sides == 0),
-        validation={name: choose((sides == 1) & (domains == index)) for name, index in indices.items()},
-        validation_examples={
-            name: examples.take(np.flatnonzero(validated == index)) for name, index in indices.items()
-        },
+        validation=of_side["validation"],
+        validation_examples=examples_of_side["validation"],
+        test=of_side["test"],
+        test_examples=examples_of_side["test"],
         removed_file=folder / REMOVED_FILE,
         summary=summary,
     )

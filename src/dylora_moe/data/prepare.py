@@ -1,4 +1,4 @@
-"""Data sets of a recipe -> a folder with tokenised rows, their validation examples, what was left out, and a summary.
+"""Data sets of a recipe -> a folder with tokenised rows, examples held out, what was left out, and a summary.
 
 Reads, cleans, splits and tokenises one example after the other: about 100 bytes are held in memory for each.
 """
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.config import DatasetSpec
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.data.bundle import COLUMNS, EXAMPLES_FILE, REMOVED_FILE, ROWS_FILE, SUMMARY_FILE
+from dylora_moe.data.bundle import COLUMNS, EXAMPLES_FILE, REMOVED_FILE, ROWS_FILE, SIDES, SUMMARY_FILE
 from dylora_moe.data.example import Example
 from dylora_moe.data.readers import BadRow
 from dylora_moe.data.registry import DataSource
@@ -28,7 +28,7 @@ from dylora_moe.data.splits import LeftOut, Places, Source, Split, as_json, spli
 from dylora_moe.data.stored import EXAMPLES, ROWS, Stored, Writer, open_examples, open_wheres
 from dylora_moe.data.summary import DataSummary, DomainSummary, summarise_lengths
 from dylora_moe.data.templates import end_token_id
-from dylora_moe.data.tokenize import Fitted, Tokenized, check_lengths, fit_to_length, tokenize_examples
+from dylora_moe.data.tokenize import Fitted, Overlong, Tokenized, check_lengths, fit_to_length, tokenize_examples
 from dylora_moe.errors import DataError
 
 _CHUNK = 256  # examples tokenised together
@@ -94,14 +94,14 @@ def prepare_data(
                 other = "" if left.other is None else f" {wheres[left.other]}"
                 reason = f"{left.reason}: {left.detail}{other}"
                 log.add(domain, wheres[left.place], examples[left.place], reason)
-        with Writer(result / ROWS_FILE, ROWS) as rows, Writer(result / EXAMPLES_FILE, EXAMPLES) as validated:
+        with Writer(result / ROWS_FILE, ROWS) as rows, Writer(result / EXAMPLES_FILE, EXAMPLES) as held_out:
             tokeniser = _Tokeniser(
                 examples=examples,
                 wheres=wheres,
                 tokenizer=tokenizer,
                 settings=settings,
                 rows=rows,
-                validated=validated,
+                held_out=held_out,
                 log=log,
                 clock=clock,
             )
@@ -193,30 +193,32 @@ class _Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tokeniser:
-    """Writes examples as rows, and those of validation also as they are."""
+    """Writes examples as rows, and those held out of training also as they are."""
 
     examples: Stored[Example]
     wheres: Stored[str]
     tokenizer: PreTrainedTokenizerBase
     settings: DataSettings
     rows: Writer
-    validated: Writer
+    held_out: Writer
     log: _Log
     clock: _Clock
 
-    def write(self, domain: str, index: int, places: Places, *, is_validation: bool) -> _Side:
+    def write(self, domain: str, index: int, places: Places, side_name: str) -> _Side:
         """Write the examples at these places as rows of domain number `index`."""
         side = _Side()
+        # What is too long to train on is an error; a row of somebody's test is not.
+        overlong = "drop" if (self.settings.overlong, side_name) == ("error", "test") else self.settings.overlong
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK].tolist()
             examples = list(self.examples.take(chunk))
             tokenized = tokenize_examples(examples, self.tokenizer, learn=self.settings.learn)
-            fitted = self._fit(tokenized.rows)
+            fitted = self._fit(tokenized.rows, overlong)
             for number, row in fitted.rows:
                 self.rows.add_row(TokenizedRow(input_ids=row.input_ids, labels=row.labels, domain=index))
                 side.add(examples[number], row, tokenized.end_token_ids)
-                if is_validation:
-                    self.validated.add_example(examples[number])
+                if side_name != "train":
+                    self.held_out.add_example(examples[number])
             side.num_dropped += fitted.num_dropped
             side.num_cut += fitted.num_cut
             for number in sorted(set(range(len(chunk))) - {number for number, _ in fitted.rows}):
@@ -225,10 +227,10 @@ class _Tokeniser:
             self.clock.tick("tokenising: {} rows", len(self.rows))
         return side
 
-    def _fit(self, rows: Sequence[Tokenized]) -> Fitted:
-        if self.settings.overlong == "error":  # once all rows are there, as the error tells what fits them all
+    def _fit(self, rows: Sequence[Tokenized], overlong: Overlong) -> Fitted:
+        if overlong == "error":  # once all rows are there, as the error tells what fits them all
             return Fitted(rows=tuple(enumerate(rows)))
-        return fit_to_length(rows, max_length=self.settings.max_length, overlong=self.settings.overlong)
+        return fit_to_length(rows, max_length=self.settings.max_length, overlong=overlong)
 
 
 def _write_rows(
@@ -237,17 +239,17 @@ def _write_rows(
     """Rows of all domains, each domain's training rows first; their columns, and a summary."""
     settings = tokeniser.settings
     summaries: list[DomainSummary] = []
-    written: list[tuple[int, int, _Side]] = []  # domain, 0 for training or 1 for validation, and the rows
+    written: list[tuple[int, int, _Side]] = []  # domain, number of the side, and the rows
     for index, (domain, split) in enumerate(splits.items()):
-        train = tokeniser.write(domain, index, split.train, is_validation=False)
-        validation = tokeniser.write(domain, index, split.validation, is_validation=True)
+        sides = zip(SIDES, (split.train, split.validation, split.test), strict=True)
+        train, validation, test = (tokeniser.write(domain, index, places, name) for name, places in sides)
         _check_side(domain, "training", train, split.train, split, settings.max_length)
         _check_side(domain, "validation", validation, split.validation, split, settings.max_length)
         summaries.append(_summarise(domain, sources[domain], split, train, validation))
-        written += [(index, 0, train), (index, 1, validation)]
+        written += [(index, number, side) for number, side in enumerate((train, validation, test))]
     lengths = np.concatenate([np.array(side.lengths, dtype=np.int32) for _, _, side in written])
     if settings.overlong == "error":
-        check_lengths(lengths, settings.max_length)
+        check_lengths(lengths, settings.max_length)  # of tests only short ones are there
     counts = [len(side.lengths) for _, _, side in written]
     marks = np.repeat(np.array([mark for *mark, _ in written], dtype=np.int32), counts, axis=0)
     for name, column in zip(COLUMNS, (lengths, *marks.T), strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,27 @@ from dylora_moe.tuner.exchange import read_description
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """Who answers: the routed mixture, the base alone, all experts together by the router's weights, or one expert."""
+
+    kind: Literal["routed", "base", "dense", "expert"] = "routed"
+    expert: str | None = None
+    """Name of the one expert; None of every other kind."""
+
+    @property
+    def name(self) -> str:
+        """As files are named: routed, base, dense or expert-NAME."""
+        return self.kind if self.expert is None else f"expert-{self.expert}"
+
+    @classmethod
+    def chosen(cls, *, expert: str | None, base_alone: bool) -> "Speaker":
+        """Of the options `--expert NAME` and `--base`; with neither the mixture."""
+        if expert is not None:
+            return cls(kind="expert", expert=expert)
+        return cls(kind="base" if base_alone else "routed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
     """A finished run, ready to be used."""
 
@@ -27,16 +48,16 @@ class TrainedRun:
     model: DyLoraModel
     tokenizer: PreTrainedTokenizerBase
 
-    def speaking(self, *, expert: str | None, base_alone: bool) -> AbstractContextManager[None]:
-        """Inside, one expert answers, or the base alone; with neither the router decides."""
-        if base_alone:
-            return self.model.disabled()
-        return nullcontext() if expert is None else self.model.forced(expert)
+    def speaking(self, speaker: Speaker) -> AbstractContextManager[None]:
+        """Inside, this one answers.
 
-
-def speaker(*, expert: str | None, base_alone: bool) -> str:
-    """Who answers, as files are named: routed, base or expert-NAME."""
-    return "base" if base_alone else f"expert-{expert}" if expert else "routed"
+        Raises:
+            TunerError: There is no such expert.
+        """
+        if speaker.expert is not None:
+            return self.model.forced(speaker.expert)
+        modes = {"routed": nullcontext, "base": self.model.disabled, "dense": self.model.dense}
+        return modes[speaker.kind]()
 
 
 def read_config(run: RunDir) -> RunConfig:

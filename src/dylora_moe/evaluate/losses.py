@@ -1,26 +1,41 @@
-"""Loss of a model on rows of several domains, and how it routed them."""
+"""Loss of a model on rows of several domains, row by row or summed up, and how it routed them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from dylora_moe.data.batching import NO_DOMAIN, Collator, TokenizedRow
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
-from dylora_moe.tuner import DyLoraModel
-from dylora_moe.tuner.head import Head
+from dylora_moe.tuner import Decision, DyLoraModel
+from dylora_moe.tuner.head import IGNORED, Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScore:
+    """One row: the sum of its tokens' negative log-likelihood, in nats; its labelled tokens; those foretold."""
+
+    nll: float
+    tokens: int
+    right: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainLoss:
-    """Mean negative log-likelihood, in nats a labelled token, over a domain's rows."""
+    """Mean negative log-likelihood, in nats a labelled token, over a domain's rows.
+
+    `accuracy` is the share of labelled tokens that were the likeliest, 0 to 1; None in records of older versions.
+    """
 
     domain: str
     loss: float
     perplexity: float
     tokens: int
     rows: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +47,20 @@ class Evaluation:
     routing: RoutingReport | None
 
 
-@torch.no_grad()
+class Observer(Protocol):
+    """Looks at each pass after it was made."""
+
+    def __call__(self, decisions: Mapping[int | None, Decision], ids: Tensor, domain: Tensor) -> None:
+        """See a pass.
+
+        Args:
+            decisions: Of the pass, by layer; None of a router that all layers share.
+            ids: (batch, tokens), int64, what was read.
+            domain: (batch, tokens), int64, index of each token's domain, negative at padding.
+        """
+        ...
+
+
 def evaluate_domains(
     model: DyLoraModel,
     head: Head,
@@ -52,42 +80,88 @@ def evaluate_domains(
         pad_token_id: What fills short rows.
         before_batch: Called before each pass; what it raises ends the evaluation.
     """
-    was_training = model.training
-    model.eval()
-    collate, meter = Collator(pad_token_id=pad_token_id), RoutingMeter(model.expert_names, tuple(rows))
-    try:
-        results = [
-            _evaluate_one(model, head, name, index, domain_rows, batch_size, collate, meter, before_batch)
-            for index, (name, domain_rows) in enumerate(rows.items())
-        ]
-    finally:
-        model.train(was_training)
+    meter = RoutingMeter(model.expert_names, tuple(rows))
+    scores = score_domains(
+        model,
+        head,
+        rows,
+        batch_size=batch_size,
+        pad_token_id=pad_token_id,
+        before_batch=before_batch,
+        observe=lambda decisions, ids, domain: meter.add(list(decisions.values()), domain),
+    )
+    return evaluation_of(scores, meter.report())
+
+
+def evaluation_of(scores: Mapping[str, Sequence[RowScore]], routing: RoutingReport | None) -> Evaluation:
+    """Domain -> its rows' scores, and how they were routed -> an evaluation."""
+    results = tuple(loss_of(domain, each) for domain, each in scores.items())
     mean = sum(result.loss for result in results) / len(results)
-    return Evaluation(domains=tuple(results), mean_loss=mean, routing=meter.report())
+    return Evaluation(domains=results, mean_loss=mean, routing=routing)
 
 
-def _evaluate_one(
+def loss_of(domain: str, scores: Sequence[RowScore]) -> DomainLoss:
+    """The rows of one domain together; each labelled token counts alike."""
+    tokens = max(sum(score.tokens for score in scores), 1)
+    loss = math.fsum(score.nll for score in scores) / tokens
+    return DomainLoss(
+        domain=domain,
+        loss=loss,
+        perplexity=math.exp(min(loss, 700)),
+        tokens=sum(score.tokens for score in scores),
+        rows=len(scores),
+        accuracy=sum(score.right for score in scores) / tokens,
+    )
+
+
+@torch.no_grad()
+def score_domains(
     model: DyLoraModel,
     head: Head,
-    name: str,
-    index: int,
-    rows: Sequence[TokenizedRow],
+    rows: Mapping[str, Sequence[TokenizedRow]],
+    *,
     batch_size: int,
-    collate: Collator,
-    meter: RoutingMeter,
-    before_batch: Callable[[], None],
-) -> DomainLoss:
+    pad_token_id: int,
+    before_batch: Callable[[], None] = lambda: None,
+    observe: Observer = lambda decisions, ids, domain: None,
+) -> dict[str, list[RowScore]]:
+    """Domain -> the score of each of its rows, in their order. Arguments as of `evaluate_domains`.
+
+    Args:
+        observe: Looks at each pass.
+    """
+    was_training = model.training
+    model.eval()
+    collate = Collator(pad_token_id=pad_token_id)
+    found: dict[str, list[RowScore]] = {}
+    try:
+        for index, (name, domain_rows) in enumerate(rows.items()):
+            placed: dict[int, RowScore] = {}
+            for places in _batches(domain_rows, batch_size):
+                before_batch()
+                chosen = collate([domain_rows[place] for place in places])
+                batch = {key: value.to(model.device) for key, value in chosen.items()}
+                domain = batch.pop("domain")
+                domain = domain.where(domain == NO_DOMAIN, index)
+                hidden = model(hidden_only=True, **batch)
+                placed |= zip(places, _score_rows(head, hidden, batch["labels"]), strict=True)
+                observe(model.decisions, batch["input_ids"], domain)
+            found[name] = [placed[place] for place in range(len(domain_rows))]
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _batches(rows: Sequence[TokenizedRow], batch_size: int) -> Iterator[list[int]]:
+    """Places of rows, those of like length together."""
     lengths = [len(row) for row in rows]
     ordered = sorted(range(len(rows)), key=lengths.__getitem__)
-    total, tokens = 0.0, 0
-    for start in range(0, len(ordered), batch_size):
-        before_batch()
-        chosen = collate([rows[place] for place in ordered[start : start + batch_size]])
-        batch = {key: value.to(model.device) for key, value in chosen.items()}
-        domain = batch.pop("domain")
-        domain = domain.where(domain == NO_DOMAIN, index)
-        nll = head.nll(model(hidden_only=True, **batch), batch["labels"])
-        total, tokens = total + float(nll.double().sum()), tokens + nll.numel()
-        meter.add(list(model.decisions.values()), domain)
-    loss = total / max(tokens, 1)
-    return DomainLoss(domain=name, loss=loss, perplexity=math.exp(min(loss, 700)), tokens=tokens, rows=len(rows))
+    return (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size))
+
+
+def _score_rows(head: Head, hidden: Tensor, labels: Tensor) -> list[RowScore]:
+    nll, right = head.score(hidden, labels)
+    row = (labels[:, 1:] != IGNORED).nonzero()[:, 0]
+    sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=nll.device)
+    sums.index_add_(0, row, torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()], dim=1))
+    return [RowScore(nll=nll, tokens=int(tokens), right=int(right)) for nll, tokens, right in sums.tolist()]

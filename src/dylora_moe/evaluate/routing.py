@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,6 +138,27 @@ class RoutingMeter:
             unsure=int(unsure.sum()) / max(int(units.sum()), 1),
             domain_unsure=tuple((unsure / units.clamp_min(1)).tolist()),
         )
+
+
+def routing_changes(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """How much routing changed from each measurement on validation rows to the next: 0 nothing, 1 everything.
+
+    The change is the part of a domain's load that moved to other experts, mean over the domains: half the sum of the
+    differences of its shares, their total variation distance.
+
+    Args:
+        reports: Records of `RoutingReport` with `step` and `split`, as training kept them.
+    """
+    seen = [report for report in reports if report["split"] == "validation"]
+    changes = []
+    for before, after in pairwise(seen):
+        if (before["domains"], before["experts"]) == (after["domains"], after["experts"]):
+            moved = [
+                sum(abs(x - y) for x, y in zip(one, other, strict=True)) / 2
+                for one, other in zip(before["table"], after["table"], strict=True)
+            ]
+            changes.append({"step": after["step"], "change": sum(moved) / len(moved)})
+    return changes
 
 
 def _domain_of_unit(decision: Decision, domain: Tensor) -> Tensor:

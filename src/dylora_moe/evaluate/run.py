@@ -1,71 +1,174 @@
-"""`dylora evaluate`: a run folder -> figures on its validation rows, kept in the folder."""
+"""`dylora evaluate`: a run folder -> figures on rows that it did not train on, kept in the folder."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from dylora_moe.data.batching import pad_token_id
-from dylora_moe.data.build import build_run_data
-from dylora_moe.data.bundle import DataBundle
-from dylora_moe.data.stored import Rows
-from dylora_moe.errors import DataError
-from dylora_moe.evaluate.load import TrainedRun, load_run, read_config, speaker
-from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
-from dylora_moe.run_dir import DATA, EVAL, STAGE, STAGES, RunDir
-from dylora_moe.skills.library import load_library
+from torch import Tensor
+
+from dylora_moe.data.batching import TokenizedRow, pad_token_id
+from dylora_moe.data.tokenize import IGNORED
+from dylora_moe.evaluate.held_out import HeldOut, Split, held_out
+from dylora_moe.evaluate.intervals import ratio_interval
+from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
+from dylora_moe.evaluate.losses import RowScore, evaluation_of, score_domains
+from dylora_moe.evaluate.matrix import expert_matrix, similarities
+from dylora_moe.evaluate.routing import RoutingMeter, routing_changes
+from dylora_moe.evaluate.tokens import TokenMeter
+from dylora_moe.run_dir import EVAL, FINAL, ROUTING, RunDir
+from dylora_moe.tuner import Decision
 from dylora_moe.tuner.head import read_head
+
+_ROWS = "rows"
 
 
 def evaluate_run(
-    folder: Path, *, expert: str | None = None, base_alone: bool = False, progress: Callable[[str], None]
-) -> Evaluation:
-    """Measure a finished run, routed, with one expert forced, or the base alone.
+    folder: Path,
+    speakers: Sequence[Speaker] = (Speaker(kind="base"), Speaker()),
+    *,
+    split: Split = "validation",
+    tell: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Measure a finished run on a split of its data, by each of some speakers.
+
+    Each speaker's figures go to `eval/NAME.json`, those of each row to `eval/rows/NAME.jsonl`; of the test split with
+    `test-` before the name.
+
+    Returns:
+        Speaker's name -> domains with their losses (nats a labelled token, with a 95 % interval over rows),
+        bits a byte of the labelled text, accuracy of the next token; and how the mixture routed.
 
     Raises:
-        DataError: the data is not what the run was trained with.
+        RunError: No run folder, or a run that is not finished.
+        DataError: The data is not what the run was trained with, or has no such split.
+        TunerError: There is no such expert.
     """
-    trained = load_run(folder, progress=progress)
-    config, model = trained.config, trained.model
-    validation = _validation(trained, progress)
-    progress("Measuring ...")
-    with trained.speaking(expert=expert, base_alone=base_alone):
-        evaluation = evaluate_domains(
+    return _evaluate(load_run(folder, progress=tell), speakers, split, tell)
+
+
+def evaluate_experts(folder: Path, *, split: Split = "validation", tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the base, the mixture, all experts together and each expert alone, on every domain.
+
+    Returns:
+        `measured`, as of `evaluate_run`; `matrix`, which goes to `eval/matrix.json`; and `similarity` of the experts'
+        changes of the base, which goes to `eval/similarity.json`.
+
+    Raises:
+        As `evaluate_run`.
+    """
+    trained = load_run(folder, progress=tell)
+    names = trained.model.expert_names
+    experts = [Speaker(kind="expert", expert=name) for name in names]
+    together = [Speaker(kind="dense")] if len(names) > 1 else []
+    measured = _evaluate(trained, (Speaker(kind="base"), Speaker(), *together, *experts), split, tell)
+    rows = {each.name: read_rows(trained.run, each, split) for each in experts}
+    matrix = {"split": split, **expert_matrix(measured, rows)}
+    similarity = similarities(trained.model)
+    trained.run.write(f"{EVAL}/{_prefix(split)}matrix.json", matrix)
+    trained.run.write(f"{EVAL}/similarity.json", similarity)
+    return {"measured": measured, "matrix": matrix, "similarity": similarity}
+
+
+def _evaluate(
+    trained: TrainedRun, speakers: Sequence[Speaker], split: Split, tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    for speaker in speakers:
+        with trained.speaking(speaker):  # one that is not there is told before anything is measured
+            pass
+    held = held_out(trained, split, tell)
+    model = model_digest(trained.run)
+    found = dict[str, dict[str, Any]]()
+    for speaker in speakers:
+        tell(f"Measuring {speaker.name} ...")
+        record, rows = _measure(trained, held, speaker)
+        record = {"speaker": speaker.name, "split": split, "model": model, **record}
+        trained.run.write(f"{EVAL}/{_file(speaker, split)}.json", record)
+        trained.run.write(f"{EVAL}/{_ROWS}/{_file(speaker, split)}.jsonl", rows)
+        found[speaker.name] = record
+    return found
+
+
+def read_rows(run: RunDir, speaker: Speaker, split: Split) -> list[dict[str, Any]]:
+    """The figures of every row, as `evaluate_run` left them; none where it did not run."""
+    return run.read_lines(f"{EVAL}/{_ROWS}/{_file(speaker, split)}.jsonl")
+
+
+def is_measured(run: RunDir, speaker: Speaker, split: Split) -> bool:
+    """True where the figures that lie in the folder are of the model that lies there."""
+    name = f"{EVAL}/{_file(speaker, split)}.json"
+    return (run / name).is_file() and run.read(name).get("model") == model_digest(run)
+
+
+def model_digest(run: RunDir) -> str:
+    """A hash of the router and the experts that the run ended with."""
+    digest = hashlib.sha256()
+    for path in sorted((run / FINAL).rglob("*.safetensors")):
+        digest.update(path.relative_to(run.path).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict[str, Any], str]:
+    """Figures, and those of each row as JSON lines."""
+    model, domains = trained.model, tuple(held.rows)
+    overall, by_layer = RoutingMeter(model.expert_names, domains), dict[int, RoutingMeter]()
+    tokens = TokenMeter(model.expert_names, model.config.get_text_config().vocab_size)
+
+    def observe(decisions: Mapping[int | None, Decision], ids: Tensor, domain: Tensor) -> None:
+        overall.add(list(decisions.values()), domain)
+        tokens.add(decisions.values(), ids, domain)
+        for layer, decision in decisions.items():
+            if layer is not None:
+                by_layer.setdefault(layer, RoutingMeter(model.expert_names, domains)).add([decision], domain)
+
+    with trained.speaking(speaker):
+        scores = score_domains(
             model,
             read_head(model.lm),
-            validation,
-            batch_size=config.eval_batch_size,
+            held.rows,
+            batch_size=trained.config.eval_batch_size,
             pad_token_id=pad_token_id(trained.tokenizer),
+            observe=observe,
         )
-    trained.run.write(f"{EVAL}/{speaker(expert=expert, base_alone=base_alone)}.json", asdict(evaluation))
-    return evaluation
+    evaluation = asdict(evaluation_of(scores, overall.report()))
+    sizes = {name: [_bytes(trained, row) for row in held.rows[name]] for name in domains}
+    for domain in evaluation["domains"]:
+        of_rows, in_bytes = scores[domain["domain"]], sizes[domain["domain"]]
+        domain["interval"] = ratio_interval([row.nll for row in of_rows], [row.tokens for row in of_rows])
+        domain["bits_per_byte"] = _bits_per_byte(of_rows, in_bytes)
+    if evaluation["routing"] is not None:
+        layers = {layer: meter.report() for layer, meter in sorted(by_layer.items())}
+        evaluation["routing"]["layers"] = [
+            {"layer": layer, **asdict(report)} for layer, report in layers.items() if report is not None
+        ]
+        evaluation["routing"]["top_tokens"] = tokens.report(lambda token: str(trained.tokenizer.decode([token])))
+        evaluation["routing"]["changes"] = routing_changes(trained.run.read_lines(ROUTING))
+    lines = [
+        {"domain": name, "row": row, **asdict(score), "bytes": size}
+        for name in domains
+        for row, score, size in zip(held.names(name), scores[name], sizes[name], strict=True)
+    ]
+    return evaluation, "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def _validation(trained: TrainedRun, progress: Callable[[str], None]) -> dict[str, Rows]:
-    """Validation rows of every domain, or of every skill of a stream."""
-    if trained.config.mode == "joint":
-        data = build_run_data(trained.config, trained.tokenizer, tell=progress)
-        then = {domain["domain"]: domain["sha256"] for domain in trained.run.read(DATA)["domains"]}
-        return _unchanged(data, then)
-    rows: dict[str, Rows] = {}
-    library = load_library(trained.run.path).skills
-    for stage in map(RunDir, sorted(trained.run.path.glob(f"{STAGES}/*"))):
-        if not (stage / STAGE).is_file():  # begun, and not committed
-            continue
-        name = stage.read(STAGE)["figures"]["skill"]
-        if name not in library:  # committed, while the model is that of the last finished stream
-            continue
-        config = read_config(stage)
-        own = tuple(dataset for dataset in config.datasets if isinstance(dataset, dict) and dataset["domain"] == name)
-        data = build_run_data(config.model_copy(update={"datasets": own}), trained.tokenizer, tell=progress)
-        rows |= _unchanged(data, {name: library[name].record.data})
-    return rows
+def _bytes(trained: TrainedRun, row: TokenizedRow) -> int:
+    """Of the text that is labelled, in UTF-8."""
+    labels = [label for label in row.labels if label != IGNORED]
+    return len(str(trained.tokenizer.decode(labels, skip_special_tokens=True)).encode())
 
 
-def _unchanged(data: DataBundle, then: Mapping[str, str]) -> dict[str, Rows]:
-    changed = [domain.domain for domain in data.summary.domains if then.get(domain.domain) != domain.sha256]
-    if changed:
-        raise DataError(
-            f"the data of {', '.join(changed)} must be what the run was trained with, so that validation rows are "
-            "unseen ones, and it has changed since. Restore the files."
-        )
-    return data.validation
+def _bits_per_byte(scores: Sequence[RowScore], sizes: Sequence[int]) -> float | None:
+    """Comparable between tokenizers, as nats a token are not; None without text."""
+    return sum(score.nll for score in scores) / math.log(2) / sum(sizes) if sum(sizes) else None
+
+
+def _prefix(split: Split) -> str:
+    return "" if split == "validation" else f"{split}-"
+
+
+def _file(speaker: Speaker, split: Split) -> str:
+    return _prefix(split) + speaker.name

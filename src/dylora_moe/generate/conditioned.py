@@ -10,7 +10,7 @@ from dylora_moe.config import GenerateConfig, make_generate_config
 from dylora_moe.data.templates import end_token_id
 from dylora_moe.errors import ConfigError, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
-from dylora_moe.evaluate.load import TrainedRun, load_run, speaker
+from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
 from dylora_moe.generate.checks import check_answer
 from dylora_moe.generate.clients import Reply
 from dylora_moe.generate.figures import levels_against
@@ -26,8 +26,7 @@ def evaluate_levels(
     made_in: Path,
     *,
     rows: int,
-    expert: str | None = None,
-    base_alone: bool = False,
+    speaker: Speaker | None = None,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Ask a trained run questions that it has not seen, each at every level as its data ask it, and judge the answers.
@@ -36,14 +35,14 @@ def evaluate_levels(
         folder: Of the trained run.
         made_in: Of the generation that its data came from: questions, levels and scale are its.
         rows: Questions.
-        expert: Answers alone; None for routing.
-        base_alone: No expert answers.
+        speaker: Who answers; None for the mixture.
         tell: Takes a line for a person.
 
     Raises:
         RunError: A folder is not what it should be.
         ConfigError: The generation has no scale of levels, or no question for validation.
     """
+    speaker = speaker or Speaker()
     config = _read_generation(made_in)
     made = prepare(config, tell)
     if made.level_of is None:
@@ -60,7 +59,7 @@ def evaluate_levels(
     samples = []
     for level in dict.fromkeys(work.planned.level for work in made.work):
         tell(f"Asking {len(asked):,} questions at {level} ...")
-        with trained.speaking(expert=expert, base_alone=base_alone):
+        with trained.speaking(speaker):
             answers = _ask(trained, made.pack, level, asked)
         reasons = [
             check_answer(_reply(answer), question, made.pack.answers_in)
@@ -77,17 +76,16 @@ def evaluate_levels(
             "together": made.level_of(".\n".join(answer.text for answer in answers)),
         }
         samples.append({"level": level, "question": asked[0].text, "answer": answers[0].text, "found": found[0]})
-    who = speaker(expert=expert, base_alone=base_alone)
     record = {
         "made_in": str(made_in),
-        "speaker": who,
+        "speaker": speaker.name,
         "questions": len(asked),
         "levels": levels,
         "levels_found": levels_against(made.pack, pairs),
         "wrong": dict(wrong),
         "samples": samples,
     }
-    trained.run.write(f"{EVAL}/levels-{who}.json", record)
+    trained.run.write(f"{EVAL}/levels-{speaker.name}.json", record)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
@@ -46,6 +46,25 @@ class Head:
         rows = hidden[:, :-1][wanted].to(self.weight.dtype)
         return _FrozenHeadLoss.apply(rows, targets[wanted], self)  # type: ignore[return-value]
 
+    @torch.no_grad()
+    def score(
+        self, hidden: Float[Tensor, "batch tokens features"], labels: Int[Tensor, "batch tokens"]
+    ) -> tuple[Float[Tensor, " labelled"], Bool[Tensor, " labelled"]]:
+        """`nll`, and whether the likeliest token is the labelled one. Without gradients."""
+        targets = labels[:, 1:]
+        wanted = targets != IGNORED
+        rows, targets = hidden[:, :-1][wanted].to(self.weight.dtype), targets[wanted]
+        losses, right = [], []
+        for chunk, chosen in zip(*(each.split(self._rows_of_chunk) for each in (rows, targets)), strict=True):
+            logits = self.logits(chunk)
+            losses.append(_nll(logits, logits.logsumexp(-1, keepdim=True), chosen))
+            right.append(logits.argmax(-1) == chosen)
+        return torch.cat(losses), torch.cat(right)
+
+    @property
+    def _rows_of_chunk(self) -> int:
+        return max(1, _CHUNK_ELEMENTS // self.weight.shape[0])
+
     def logits(self, hidden: Float[Tensor, "rows features"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits in float32, as the model itself makes them."""
         logits = F.linear(hidden, self.weight, self.bias).float()
@@ -61,12 +80,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        rows = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
         losses, grads = [], []
-        for chunk, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for chunk, wanted in zip(*(each.split(head._rows_of_chunk) for each in (hidden, targets)), strict=True):
             logits = head.logits(chunk)
             log_total = logits.logsumexp(-1, keepdim=True)
-            losses.append((log_total - logits.gather(1, wanted[:, None])).squeeze(1))
+            losses.append(_nll(logits, log_total, wanted))
             if ctx.needs_input_grad[0]:
                 grads.append(_hidden_grad(head, logits, log_total, wanted).to(hidden.dtype))
         if grads:
@@ -81,6 +99,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
             return None, None, None
         (per_row,) = saved
         return (per_row * grad[:, None].to(per_row.dtype)), None, None
+
+
+def _nll(logits: Tensor, log_total: Tensor, targets: Tensor) -> Tensor:
+    return (log_total - logits.gather(1, targets[:, None])).squeeze(1)
 
 
 def _hidden_grad(head: Head, logits: Tensor, log_total: Tensor, targets: Tensor) -> Tensor:

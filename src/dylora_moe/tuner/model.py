@@ -183,6 +183,15 @@ class DyLoraModel(nn.Module):
             self.state.disabled = previous
 
     @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Inside the block all experts answer together, each with the router's weight."""
+        previous, self.state.dense = self.state.dense, True
+        try:
+            yield
+        finally:
+            self.state.dense = previous
+
+    @contextmanager
     def recording(self) -> Iterator[list[Decision]]:
         """Inside the block, every decision of every pass is kept in the list that this gives."""
         previous, self.state.recorded = self.state.recorded, []

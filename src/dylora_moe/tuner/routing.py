@@ -139,6 +139,8 @@ class RoutingState:
     """Name of the one expert that serves everything, whatever the router says."""
     disabled: bool = False
     """True while the base answers alone."""
+    dense: bool = False
+    """True while all experts contribute to every unit, mature or not."""
 
     def decision_for(self, layer: int) -> Decision | None:
         """The decision that the adapted Linears of a layer follow, or None when none was made."""
@@ -159,11 +161,11 @@ class Replay:
 
     def _read(self) -> tuple[Any, ...]:
         state = self._state
-        return state.decisions, state.layout, state.forced, state.disabled
+        return state.decisions, state.layout, state.forced, state.disabled, state.dense
 
     def _write(self, values: tuple[Any, ...]) -> None:
         state = self._state
-        state.decisions, state.layout, state.forced, state.disabled = values
+        state.decisions, state.layout, state.forced, state.disabled, state.dense = values
 
     def __enter__(self) -> None:
         self._now = self._read()

@@ -238,7 +238,7 @@ class Tap:
             row_of_unit,
             unit_of_token,
             self.config,
-            dense=maturity < 1,
+            dense=maturity < 1 or self.state.dense,
             temperature=self._temperature(router, maturity),
             sure=sure,
         )
@@ -248,7 +248,7 @@ class Tap:
         start = self.config.temperature
         if isinstance(router, LinearRouter):
             return start ** (1 - maturity) if maturity < 1 else start
-        if maturity == 1 and self.config.unsure != "dense":
+        if maturity == 1 and self.config.unsure != "dense" and not self.state.dense:
             return start  # asked of no one
         start = start * router.spread()
         return (start * (1 - maturity)).clamp_min(1.0) if maturity < 1 else start

@@ -1,0 +1,149 @@
+"""What a person sees of a measured run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dylora_moe.cli.show import show_routing
+
+_UNLIKELY = 0.05  # p below which a difference is told from chance
+
+
+def show_measured(console: Console, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Losses of each speaker on each domain, and the mixture's routing."""
+    for record in measured.values():
+        _show_losses(console, record)
+    for record in measured.values():
+        show_routing(console, record["routing"])
+
+
+def _show_losses(console: Console, record: Mapping[str, Any]) -> None:
+    title = f"{_speaker(record)}: loss on {record['split']} rows (nats per answer token)"
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "domain",
+        "loss",
+        "95 % interval",
+        "perplexity",
+        "bits a byte",
+        "next token right",
+        "tokens",
+        "rows",
+    ):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for domain in record["domains"]:
+        table.add_row(
+            escape(domain["domain"]),
+            f"{domain['loss']:.3f}",
+            _interval(domain["interval"]),
+            f"{domain['perplexity']:.2f}",
+            "" if domain["bits_per_byte"] is None else f"{domain['bits_per_byte']:.3f}",
+            f"{domain['accuracy']:.0%}",
+            f"{domain['tokens']:,}",
+            f"{domain['rows']:,}",
+        )
+    console.print(table)
+
+
+def show_matrix(console: Console, matrix: Mapping[str, Any]) -> None:
+    """Loss of every speaker on every domain, the best single expert of each set off."""
+    table = Table(title=f"Loss on {matrix['split']} rows (nats per answer token)", title_justify="left")
+    table.add_column("answers")
+    for domain in matrix["domains"]:
+        table.add_column(escape(domain), justify="right")
+    best = matrix["oracle"]["by_domain"]
+    for row in matrix["rows"]:
+        alone = row["speaker"].startswith("expert ")
+        cells = [
+            f"[bold reverse]{loss:.3f}[/]" if alone and loss == least else f"{loss:.3f}"
+            for loss, least in zip(row["losses"], best, strict=True)
+        ]
+        table.add_row(escape(row["speaker"]), *cells)
+    table.add_section()
+    table.add_row("best expert of each row", *[f"{loss:.3f}" for loss in matrix["oracle"]["by_row"]])
+    console.print(table)
+
+
+def show_similarity(console: Console, record: Mapping[str, Any]) -> None:
+    """How alike the experts' changes of the base are."""
+    if len(record["experts"]) < 2:
+        return
+    table = Table(
+        title="How alike the experts are", title_justify="left", caption="cosine of their changes of the base"
+    )
+    table.add_column("")
+    for name in record["experts"]:
+        table.add_column(escape(name), justify="right")
+    for name, row in zip(record["experts"], record["similarity"], strict=True):
+        table.add_row(escape(name), *[f"{value:+.2f}" for value in row])
+    console.print(table)
+
+
+def show_comparison(console: Console, record: Mapping[str, Any]) -> None:
+    """One run beside others, on the rows of both."""
+    for other in record["others"]:
+        table = Table(title=f"{record['run']} against {other['run']}, {record['split']} rows", title_justify="left")
+        for column in ("domain", "this run", "the other", "difference", "95 % interval", "p", "unit", "rows"):
+            table.add_column(column, justify="left" if column in ("domain", "unit") else "right")
+        for domain in other["domains"]:
+            style = "" if domain["p_holm"] >= _UNLIKELY else "green" if domain["difference"] < 0 else "red"
+            table.add_row(
+                escape(domain["domain"]),
+                f"{domain['ours']:.3f}",
+                f"{domain['theirs']:.3f}",
+                f"{domain['difference']:+.3f}",
+                _interval(domain["interval"], "+.3f"),
+                f"{domain['p_holm']:.2g}",
+                domain["unit"],
+                f"{domain['rows']:,}",
+                style=style,
+            )
+        console.print(table)
+    console.print(
+        "Lower is better: a difference below 0 is this run's advantage. Coloured where chance alone would rarely make "
+        f"it, p < {_UNLIKELY} (paired rows, signs tossed; Holm's correction for the number of domains).",
+        highlight=False,
+    )
+
+
+def show_levels(console: Console, record: Mapping[str, Any]) -> None:
+    """Levels asked for and found of a model's answers."""
+    told = record["levels_found"]
+    names = list(record["levels"])
+    table = Table(title="Levels asked for, and those of the answers", title_justify="left")
+    for column in (
+        "asked for",
+        *(map(escape, told["levels"]) if told else ()),
+        "too short to tell",
+        "all together",
+        "pass",
+        "words",
+    ):
+        table.add_column(column, justify="left" if column == "asked for" else "right")
+    for name in names:
+        level = record["levels"][name]
+        found = told["counts"][told["levels"].index(name)] if told else []
+        counts = (f"{count:,}" for count in (*found, level["answers"] - sum(found)))
+        table.add_row(escape(name), *counts, level["together"] or "", f"{level['passed']:,}", f"{level['words']:.0f}")
+    console.print(table)
+    if told:
+        console.print(
+            f"Agreement {told['kappa']:.2f} (weighted kappa: 1 for the levels asked for, 0 for what chance gives).",
+            highlight=False,
+        )
+    wrong = ", ".join(f"{reason} {count:,}" for reason, count in sorted(record["wrong"].items(), key=lambda x: -x[1]))
+    if wrong:
+        console.print(f"Answers that would not pass: {wrong}.", highlight=False)
+
+
+def _speaker(record: Mapping[str, Any]) -> str:
+    names = {"routed": "The mixture", "base": "The base alone", "dense": "All experts together"}
+    speaker: str = record["speaker"]
+    return names.get(speaker) or speaker.replace("expert-", "Expert ", 1)
+
+
+def _interval(interval: Sequence[float] | None, form: str = ".3f") -> str:
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
