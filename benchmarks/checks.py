@@ -110,6 +110,17 @@ def sentences(data: Path, language: str) -> list[str]:
     return list(dict.fromkeys(found + [pair[key] for pair in pairs]))
 
 
+# What turns begin and end with in the chat templates of widely used models, by their published configurations.
+TEMPLATE_MARKS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),  # Qwen, SmolLM
+    *("<start_of_turn>", "<end_of_turn>"),  # Gemma
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),  # Llama 3
+    *("[INST]", "[/INST]", "</s>"),  # Mistral, Llama 2
+    *("<|user|>", "<|assistant|>", "<|end|>"),  # Phi, Zephyr
+    *("<think>", "</think>"),  # Qwen, DeepSeek
+)
+
+
 def alone(people: Mapping[str, Sequence[Answered]], draw: random.Random) -> dict[str, Any]:
     """Checks of an answer by itself: echoes and refusals put in, false alarms on what people wrote."""
 
@@ -125,6 +136,10 @@ def alone(people: Mapping[str, Sequence[Answered]], draw: random.Random) -> dict
             (each, " ".join(word for word in each.text.split() if draw.random() > 0.1)) for each in asked
         ],
     }
+    marked = [
+        (question, f"{answer} {TEMPLATE_MARKS[place % len(TEMPLATE_MARKS)]}")
+        for place, (question, answer) in enumerate(draw.sample(people["cima"], 500))
+    ]
     return {
         "repeats_question": {
             "put in": {name: share("repeats_question", pairs) for name, pairs in echoes.items()},
@@ -133,6 +148,10 @@ def alone(people: Mapping[str, Sequence[Answered]], draw: random.Random) -> dict
         "refusal": {
             "put in": {"refusals": share("refusal", [(asked[0], refusal) for refusal in REFUSALS])},
             "people": {name: share("refusal", pairs) for name, pairs in people.items()},
+        },
+        "marks": {
+            "put in": {"a mark after a reply": share("marks", marked)},
+            "people": {name: share("marks", pairs) for name, pairs in people.items()},
         },
     }
 

@@ -34,6 +34,7 @@ def record(checks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict
         ("language", 0.01, 0.01),
         ("repeats_question", 0.06, 0.01),
         ("refusal", 0.0, 0.001),
+        ("marks", 0.0, 0.001),
         ("near_copy", 0.1, 0.001),
         ("template, 20% of the answers", 0.05, 0.02),
         ("template, 50% of the answers", 0.05, 0.02),
