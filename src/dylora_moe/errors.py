@@ -34,3 +34,7 @@ class RunError(DyLoraError, RuntimeError):
 
 class GeneratorError(DyLoraError, RuntimeError):
     """A generator that cannot answer, however often it is asked."""
+
+
+class SandboxError(DyLoraError, RuntimeError):
+    """Code that a model wrote cannot be run safely on this machine, or a sandbox failed before the code began."""
