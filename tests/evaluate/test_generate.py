@@ -7,7 +7,7 @@ import torch
 
 from dylora_moe.data.example import Message
 from dylora_moe.data.templates import render_prompt
-from dylora_moe.evaluate.generate import Answer, generate_answers
+from dylora_moe.evaluate.generate import Answer, Sampling, generate_answers
 
 ROUTINGS = [
     {"granularity": "token"},
@@ -26,10 +26,17 @@ NO_END = (10**6,)
 def ask(tokenizer: Any, data: Any) -> Any:
     """(model, prompts, end tokens, most tokens) -> answers."""
 
-    def generate(model: Any, prompts: list[str], ends: Any = NO_END, max_new_tokens: int = 8) -> list[Answer]:
+    def generate(
+        model: Any, prompts: list[str], ends: Any = NO_END, max_new_tokens: int = 8, sampling: Any = None
+    ) -> list[Answer]:
         conversations = [[Message(role="user", content=prompt)] for prompt in prompts]
         return generate_answers(
-            model, tokenizer, conversations, max_new_tokens=max_new_tokens, end_token_ids=list(ends)
+            model,
+            tokenizer,
+            conversations,
+            max_new_tokens=max_new_tokens,
+            end_token_ids=list(ends),
+            sampling=sampling,
         )
 
     return generate
@@ -116,3 +123,17 @@ def test_dropout_is_off_and_the_mode_is_left_as_it_was(mixture: Any, ask: Any) -
     model = mixture(dropout=0.5).train()
     assert ask(model, PROMPTS) == expected
     assert model.training
+
+
+def test_answers_are_drawn_by_their_own_seed_and_by_the_models_odds(mixture: Any, ask: Any) -> None:
+    model = mixture(granularity="token")
+    drawn = Sampling(temperature=1.0, top_p=1.0, seed=3)
+    state = torch.random.get_rng_state()
+    first, again = ask(model, PROMPTS, sampling=drawn), ask(model, PROMPTS, sampling=drawn)
+    assert torch.equal(torch.random.get_rng_state(), state), "those of others are left alone"
+    other = ask(model, PROMPTS, sampling=drawn.moved(1))
+    assert first == again and [each.text for each in first] != [each.text for each in other]
+    cold = ask(model, PROMPTS, sampling=Sampling(temperature=1e-4, top_p=1.0, seed=3))
+    assert [each.text for each in cold] == [each.text for each in ask(model, PROMPTS)]
+    nucleus = ask(model, PROMPTS, sampling=Sampling(temperature=1.0, top_p=1e-4, seed=3))
+    assert [each.text for each in nucleus] == [each.text for each in ask(model, PROMPTS)]

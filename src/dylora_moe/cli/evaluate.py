@@ -9,6 +9,8 @@ import click
 from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles
 from dylora_moe.cli.show_evaluation import (
+    show_answers,
+    show_code,
     show_comparison,
     show_levels,
     show_matrix,
@@ -25,9 +27,8 @@ from dylora_moe.cli.show_evaluation import (
 @click.option(
     "--split",
     type=click.Choice(["validation", "test"]),
-    default="validation",
-    show_default=True,
-    help="Rows to measure on; test rows are those of official splits and of files named test.",
+    help="Rows to measure on: validation unless said, test with --code. Test rows are those of official splits, and of "
+    "files named test.",
 )
 @click.option(
     "--compare",
@@ -45,7 +46,29 @@ from dylora_moe.cli.show_evaluation import (
     help="Ask RUN the validation questions of the data in FOLDER, a run of `dylora generate`, at each of its levels, "
     "and tell the level of every answer.",
 )
-@click.option("--rows", default=20, show_default=True, type=click.IntRange(1), help="Questions a level, with --levels.")
+@click.option(
+    "--answers", is_flag=True, help="Ask RUN, and tell how many answers are right, where they can be compared."
+)
+@click.option(
+    "--code",
+    "problems",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let RUN solve the problems of a file of MBPP or HumanEval; its programs run in a sandbox.",
+)
+@click.option("--samples", default=1, show_default=True, type=click.IntRange(1), help="Answers a problem, with --code.")
+@click.option(
+    "--sandbox",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "bubblewrap", "sandlock", "docker", "none"]),
+    help="For --code; none runs programs unprotected, and the result says so.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="At most so many: questions a level (20 unless said), rows of a domain with --answers, problems with --code.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output.")
 def command(
     run: Path,
@@ -55,7 +78,11 @@ def command(
     split: Any,
     others: tuple[Path, ...],
     made_in: Path | None,
-    rows: int,
+    answers: bool,
+    problems: Path | None,
+    samples: int,
+    sandbox: str,
+    rows: int | None,
     as_json: bool,
 ) -> None:
     """Measure RUN on rows that it did not train on: losses of the base and of the mixture, and its routing.
@@ -64,8 +91,8 @@ def command(
     """
     if expert and base_alone:
         raise click.UsageError("--expert and --base exclude each other.")
-    if sum((each, bool(others), made_in is not None)) > 1:
-        raise click.UsageError("--experts, --compare and --levels exclude each other.")
+    if sum((each, bool(others), made_in is not None, answers, problems is not None)) > 1:
+        raise click.UsageError("--experts, --compare, --levels, --answers and --code exclude each other.")
     if (expert or base_alone) and (each or others):
         raise click.UsageError("--expert and --base say who answers; leave them out with --experts and --compare.")
     quiet_libraries()
@@ -77,27 +104,39 @@ def command(
     from dylora_moe.evaluate.load import Speaker
 
     speaker = Speaker.chosen(expert=expert, base_alone=base_alone)
+    speakers = (Speaker(kind="base"), speaker) if speaker == Speaker() else (speaker,)
+    of_rows = split or "validation"
     if made_in is not None:
         from dylora_moe.generate.conditioned import evaluate_levels
 
-        record = evaluate_levels(run, made_in, rows=rows, speaker=speaker, tell=tell)
+        record = evaluate_levels(run, made_in, rows=rows or 20, speaker=speaker, tell=tell)
         show_levels(console, record)
+    elif problems is not None:
+        from dylora_moe.evaluate.code import evaluate_code
+
+        how = {"split": split or "test", "samples": samples, "rows": rows, "sandbox": sandbox}
+        record = evaluate_code(run, problems, speakers, **how, tell=tell)
+        show_code(console, record)
+    elif answers:
+        from dylora_moe.evaluate.answers import evaluate_answers
+
+        record = evaluate_answers(run, speakers, split=of_rows, rows=rows, tell=tell)
+        show_answers(console, record)
     elif others:
         from dylora_moe.evaluate.compare import compare_runs
 
-        record = compare_runs(run, others, split=split, tell=tell)
+        record = compare_runs(run, others, split=of_rows, tell=tell)
         show_comparison(console, record)
     elif each:
         from dylora_moe.evaluate.run import evaluate_experts
 
-        record = evaluate_experts(run, split=split, tell=tell)
+        record = evaluate_experts(run, split=of_rows, tell=tell)
         show_matrix(console, record["matrix"])
         show_similarity(console, record["similarity"])
     else:
         from dylora_moe.evaluate.run import evaluate_run
 
-        speakers = (Speaker(kind="base"), speaker) if speaker == Speaker() else (speaker,)
-        record = evaluate_run(run, speakers, split=split, tell=tell)
+        record = evaluate_run(run, speakers, split=of_rows, tell=tell)
         show_measured(console, record)
     if as_json:
         click.echo(json.dumps(record, ensure_ascii=False))

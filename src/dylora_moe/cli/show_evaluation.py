@@ -109,6 +109,51 @@ def show_comparison(console: Console, record: Mapping[str, Any]) -> None:
     )
 
 
+def show_answers(console: Console, record: Mapping[str, Any]) -> None:
+    """Share of right answers of each speaker in each domain."""
+    table = Table(title=f"Right answers, {record['split']} rows", title_justify="left")
+    speakers = list(record["domains"][0]["speakers"])
+    for column in ("domain", "what is compared", "rows"):
+        table.add_column(column, justify="right" if column == "rows" else "left")
+    for speaker in speakers:
+        table.add_column(_speaker({"speaker": speaker}), justify="right")
+    kinds = {"label": "the label", "final": "what stands after ####", "exact": "the whole answer"}
+    for domain in record["domains"]:
+        shares = [_share(domain["speakers"][speaker]) for speaker in speakers]
+        table.add_row(escape(domain["domain"]), kinds[domain["kind"]], f"{domain['rows']:,}", *shares)
+    console.print(table)
+    if record["free_text"]:
+        names = ", ".join(record["free_text"])
+        console.print(f"Free text, which has no one right form: {names}.", highlight=False, markup=False)
+
+
+def show_code(console: Console, record: Mapping[str, Any]) -> None:
+    """Problems solved by each speaker, and one answer to read."""
+    title = (
+        f"{record['name']}, {record['split']} split: {record['problems']:,} problems, {record['samples']} samples each"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("answers")
+    for k in record["k"]:
+        table.add_column(f"pass@{k}", justify="right")
+    table.add_column("what became of the programs")
+    for each in record["speakers"]:
+        shares = [_share({"share": each["pass"][str(k)], "interval": each["interval"][str(k)]}) for k in record["k"]]
+        ended = ", ".join(f"{name} {count:,}" for name, count in sorted(each["ended"].items(), key=lambda x: -x[1]))
+        table.add_row(escape(_speaker(each)), *shares, ended)
+    console.print(table)
+    console.print(
+        f"All {record['references_passed']:,} reference solutions passed first. Sandbox: {record['sandbox']}.",
+        highlight=False,
+    )
+    example = record["example"]
+    console.print(f"\n[bold]{escape(example['problem'])}[/], asked:", highlight=False)
+    for head, text in (("", example["prompt"]), ("answered:", example["answer"]), ("and run:", example["program"])):
+        console.print(head, style="bold")
+        console.print("\n".join("    " + line for line in text.splitlines()), markup=False, highlight=False)
+    console.print(f"Verdict: {example['verdict']}. {example['detail']}", highlight=False, markup=False)
+
+
 def show_levels(console: Console, record: Mapping[str, Any]) -> None:
     """Levels asked for and found of a model's answers."""
     told = record["levels_found"]
@@ -143,6 +188,11 @@ def _speaker(record: Mapping[str, Any]) -> str:
     names = {"routed": "The mixture", "base": "The base alone", "dense": "All experts together"}
     speaker: str = record["speaker"]
     return names.get(speaker) or speaker.replace("expert-", "Expert ", 1)
+
+
+def _share(figure: Mapping[str, Any]) -> str:
+    interval = figure["interval"]
+    return f"{figure['share']:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
 
 
 def _interval(interval: Sequence[float] | None, form: str = ".3f") -> str:

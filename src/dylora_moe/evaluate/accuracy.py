@@ -46,17 +46,39 @@ def measure_accuracy(
     end_token_ids: Sequence[int],
     before_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Share of examples, 0 to 1, whose greedy answer is the label, spaces and case aside.
+    """Share of right answers, 0 to 1. Arguments and errors as of `right_answers`."""
+    right = right_answers(
+        model,
+        tokenizer,
+        examples,
+        batch_size=batch_size,
+        end_token_ids=end_token_ids,
+        before_batch=before_batch,
+    )
+    return sum(right) / len(right)
 
-    An answer may have as many tokens as the longest label of these examples with its end token; one that goes on is
-    wrong.
+
+def right_answers(
+    model: DyLoraModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    end_token_ids: Sequence[int],
+    matched: Callable[[str], str] = lambda text: text,
+    before_batch: Callable[[], None] = lambda: None,
+) -> list[bool]:
+    """Of each example, whether the greedy answer is the example's, spaces and case aside.
+
+    An answer may have as many tokens as the longest of these examples with its end token; one that goes on is wrong.
 
     Args:
         model: With its experts forced, disabled or routed, as the caller set it.
         tokenizer: Of the base, with the chat template the model was trained with.
-        examples: Of a classification skill, unseen in training.
+        examples: Unseen in training.
         batch_size: Conversations answered at a time, those of like length together.
         end_token_ids: Any of these ends an answer.
+        matched: The part of an answer that must be the same.
         before_batch: Called before each batch; what it raises ends the measuring.
 
     Raises:
@@ -65,22 +87,22 @@ def measure_accuracy(
     if not examples:
         raise DataError("an accuracy needs at least one example, got none. Hold rows out to validate on.")
     rows = tokenize_examples(examples, tokenizer).rows
-    longest_label = max(len(row) - row.prompt_length for row in rows)  # with its end token
+    longest = max(len(row) - row.prompt_length for row in rows)  # with its end token
     ordered = sorted(range(len(rows)), key=lambda place: rows[place].prompt_length)
-    num_right = 0
+    right = [False] * len(rows)
     for start in range(0, len(ordered), batch_size):
         before_batch()
-        batch = [examples[place] for place in ordered[start : start + batch_size]]
+        places = ordered[start : start + batch_size]
         answers = generate_answers(
             model,
             tokenizer,
-            [example.prompt for example in batch],
-            max_new_tokens=longest_label,
+            [examples[place].prompt for place in places],
+            max_new_tokens=longest,
             end_token_ids=end_token_ids,
         )
-        pairs = zip(batch, answers, strict=True)
-        num_right += sum(_plain(example.answer) == _plain(answer.text) for example, answer in pairs)
-    return num_right / len(examples)
+        for place, answer in zip(places, answers, strict=True):
+            right[place] = _plain(matched(examples[place].answer)) == _plain(matched(answer.text))
+    return right
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,9 @@
-"""Greedy answers of a model to conversations, all in one batch."""
+"""Answers of a model to conversations, all in one batch: the likeliest, or drawn."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +16,7 @@ from dylora_moe.tuner import Decision, DyLoraModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One greedy generation."""
+    """One generation."""
 
     prompt: str
     text: str
@@ -25,6 +27,19 @@ class Answer:
     """Share of the routing weight that each expert took, prompt included; None where no router decided."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Answers are drawn, by a seed of their own, and not the likeliest."""
+
+    temperature: float
+    top_p: float
+    seed: int
+
+    def moved(self, by: int) -> "Sampling":
+        """The same with another seed, for another batch."""
+        return replace(self, seed=self.seed + by)
+
+
 def generate_answers(
     model: DyLoraModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -32,8 +47,9 @@ def generate_answers(
     *,
     max_new_tokens: int,
     end_token_ids: Sequence[int],
+    sampling: Sampling | None = None,
 ) -> list[Answer]:
-    """Greedy answers, prompts padded on the left to one length; the model is left in the mode it was in.
+    """Answers, prompts padded on the left to one length; the model is left in the mode it was in.
 
     Args:
         model: With its experts forced, disabled or routed, as the caller set it.
@@ -41,6 +57,7 @@ def generate_answers(
         conversations: Messages up to and without the answer.
         max_new_tokens: The most tokens an answer may have.
         end_token_ids: Any of these ends an answer.
+        sampling: How answers are drawn; None for the likeliest, token by token.
     """
     encoded = [tokenizer(render_prompt(c, tokenizer), add_special_tokens=False)["input_ids"] for c in conversations]
     pad = pad_token_id(tokenizer)
@@ -48,12 +65,12 @@ def generate_answers(
     was_training = model.training
     model.eval()
     try:
-        with model.recording() as decisions:
+        with model.recording() as decisions, _drawing(sampling, model.device) as how:
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
+                **how,
                 eos_token_id=list(end_token_ids),
                 pad_token_id=pad,
             )
@@ -74,6 +91,17 @@ def generate_answers(
             )
         )
     return answers
+
+
+@contextmanager
+def _drawing(sampling: Sampling | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    """What `generate` takes, random numbers beginning at the seed; those of others go on after the block as before."""
+    if sampling is None:
+        yield {"do_sample": False}
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        yield {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
 def _shares(decisions: Sequence[Decision], routers: int, lengths: Sequence[int]) -> list[list[float]] | None:

@@ -1,0 +1,105 @@
+"""How often a run and its base write exactly the answer, where answers can be compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dylora_moe.data.example import Example
+from dylora_moe.errors import DataError
+from dylora_moe.evaluate.accuracy import labels_of, right_answers
+from dylora_moe.evaluate.held_out import Split, held_out
+from dylora_moe.evaluate.intervals import mean_interval
+from dylora_moe.evaluate.load import Speaker, load_run
+from dylora_moe.run_dir import EVAL
+
+_FINAL = "\n#### "  # GSM8K's mark of the answer after its steps
+_MAX_CHARACTERS = 200  # of an answer that is right in one way only, such as a query or a sentence of a table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """How the answers of a domain are compared.
+
+    Attributes:
+        kind: `label`, one of a few; `final`, what stands after GSM8K's `####`; `exact`, all of a short answer.
+        matched: The part of an answer that must be the same.
+    """
+
+    kind: Literal["label", "final", "exact"]
+    matched: Callable[[str], str]
+
+
+def matching_of(examples: Sequence[Example]) -> Matching | None:
+    """How answers like these can be compared; None where they are free text, which has no one right form."""
+    answers = [example.answer for example in examples]
+    if labels_of(examples) is not None:
+        return Matching(kind="label", matched=lambda text: text)
+    if all(_FINAL in answer for answer in answers):
+        return Matching(kind="final", matched=_final)
+    if all(len(answer) <= _MAX_CHARACTERS and "\n" not in answer.strip() for answer in answers):
+        return Matching(kind="exact", matched=lambda text: text)
+    return None
+
+
+def _final(answer: str) -> str:
+    """What stands after the mark, without commas in numbers; nothing where there is no mark, which is never right."""
+    _, mark, final = answer.rpartition(_FINAL.lstrip())
+    return final.replace(",", "").strip() if mark else "\0"
+
+
+def evaluate_answers(
+    folder: Path,
+    speakers: Sequence[Speaker] = (Speaker(kind="base"), Speaker()),
+    *,
+    split: Split = "validation",
+    rows: int | None = None,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure the share of right answers of each domain whose answers can be compared.
+
+    The result goes to `eval/answers.json`, of the test split with `test-` before the name.
+
+    Args:
+        folder: Of the run.
+        speakers: Who answers.
+        split: Of its data.
+        rows: Of a domain, the first ones; None for all.
+        tell: Takes a line for a person.
+
+    Raises:
+        DataError: No domain has such answers; or as `held_out`.
+        RunError, TunerError: As `evaluate_run`.
+    """
+    trained = load_run(folder, progress=tell)
+    held = held_out(trained, split, tell)
+    kinds = {domain: matching_of(list(examples)) for domain, examples in held.examples.items()}
+    free = [domain for domain, kind in kinds.items() if kind is None]
+    if len(free) == len(kinds):
+        raise DataError(
+            f"answers can be compared that are labels, short, or end with GSM8K's ####, and those of {', '.join(free)} "
+            "are free text. Their losses say how well they are foretold: leave --answers out."
+        )
+    domains = []
+    for domain, kind in kinds.items():
+        if kind is None:
+            continue
+        examples = list(held.examples[domain])[:rows]
+        shares: dict[str, Any] = {}
+        for speaker in speakers:
+            tell(f"{speaker.name} answers {len(examples):,} rows of {domain} ...")
+            with trained.speaking(speaker):
+                right = right_answers(
+                    trained.model,
+                    trained.tokenizer,
+                    examples,
+                    batch_size=trained.config.eval_batch_size,
+                    end_token_ids=held.end_token_ids,
+                    matched=kind.matched,
+                )
+            values = [float(each) for each in right]
+            shares[speaker.name] = {"share": sum(values) / len(values), "interval": mean_interval(values)}
+        domains.append({"domain": domain, "kind": kind.kind, "rows": len(examples), "speakers": shares})
+    record = {"split": split, "domains": domains, "free_text": free}
+    trained.run.write(f"{EVAL}/{'' if split == 'validation' else split + '-'}answers.json", record)
+    return record
