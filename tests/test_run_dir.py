@@ -12,7 +12,7 @@ import pytest
 
 import dylora_moe
 from dylora_moe.errors import RunError
-from dylora_moe.run_dir import RESULT, RunDir, environment
+from dylora_moe.run_dir import RESULT, RunDir, environment, number_of
 
 SOURCE = Path(dylora_moe.__file__).parents[1]
 HOLD = """
@@ -161,6 +161,11 @@ def test_a_run_is_finished_when_its_result_is_there(run: RunDir) -> None:
     assert not run.is_finished
     run.write(RESULT, {})
     assert run.is_finished
+
+
+def test_the_hundredth_stage_comes_after_the_eleventh() -> None:
+    names = ["02-b", "100-c", "11-a"]
+    assert sorted(map(Path, names), key=number_of) == [Path("02-b"), Path("11-a"), Path("100-c")]
 
 
 def test_the_environment_names_versions_and_hardware() -> None:

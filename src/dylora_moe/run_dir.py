@@ -48,6 +48,7 @@ _BEGUN = (CONFIG, ENVIRONMENT, DATA, START, *_LINES)
 # What `write` leaves of a file when its process is killed.
 _UNFINISHED = re.compile(r"\.\.?[a-z]+\.(json|jsonl|yaml)\.[a-z0-9_]{8}")
 _LOCK, _HOLDER = ".lock", ".lock.json"
+_STAGE_NAME = re.compile(r"\d+-")
 
 _PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 
@@ -173,6 +174,17 @@ class RunDir:
             except ValueError:
                 break
         return records
+
+
+def number_of(stage: Path) -> int:
+    """Of a stage, by its folder: the hundredth comes after the eleventh."""
+    return int(stage.name.partition("-")[0])
+
+
+def stage_folders(run: RunDir) -> list[Path]:
+    """Folders of all stages in their order, those that do not count included; what else lies there is no stage."""
+    found = [path for path in run.path.glob(f"{STAGES}/*") if _STAGE_NAME.match(path.name) and path.is_dir()]
+    return sorted(found, key=number_of)
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,6 @@ from tests.train.streams import beside, outcome
 from dylora_moe.config import RunConfig
 from dylora_moe.errors import DataError, RunError
 from dylora_moe.train.run import train
-from dylora_moe.train.stream import number_of
 
 
 def test_other_skills_in_learned_places_are_refused(whole: Any) -> None:
@@ -58,11 +57,6 @@ def test_a_library_of_another_base_is_refused(whole: Any, tmp_path: Path) -> Non
     record.write_text(record.read_text().replace('"tap_layer": 0', '"tap_layer": 1'))
     with pytest.raises(RunError, match=r"layer 1, not of .*layer 0"):
         train(beside(whole, "foreign"))
-
-
-def test_the_hundredth_stage_comes_after_the_eleventh() -> None:
-    names = ["02-b", "100-c", "11-a"]
-    assert sorted(map(Path, names), key=number_of) == [Path("02-b"), Path("11-a"), Path("100-c")]
 
 
 def test_a_start_that_came_to_nothing_leaves_the_folder_free(stream: Callable[..., RunConfig], tmp_path: Path) -> None:

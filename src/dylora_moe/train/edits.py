@@ -11,14 +11,14 @@ from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import check_names, parse_skills
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import FINAL, STAGE, RunDir
+from dylora_moe.run_dir import FINAL, STAGE, RunDir, stage_folders
 from dylora_moe.skills.growth import Decision
 from dylora_moe.train.continual import learn, read_data, route
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Stages
 from dylora_moe.train.stage_figures import measure_at_home, measure_stage
 from dylora_moe.train.stopping import StopSignals
-from dylora_moe.train.stream import StageRecord, Stream, divide_skills, open_stream, stage_folders
+from dylora_moe.train.stream import StageRecord, Stream, divide_skills, open_stream
 from dylora_moe.train.stream_result import finish_stream
 from dylora_moe.tuner.merge import check_known, merge_experts
 

@@ -23,7 +23,7 @@ from dylora_moe.data.stream import Skill, check_names, in_order
 from dylora_moe.errors import RunError, TunerError
 from dylora_moe.evaluate.forgetting import StageFigures
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir
+from dylora_moe.run_dir import CONFIG, FINAL, SEGMENTS, STAGE, STAGES, START, RunDir, stage_folders
 from dylora_moe.skills.growth import Decision
 from dylora_moe.skills.library import SkillLibrary, Source, load_library, save_library
 from dylora_moe.train.arrival import data_hash
@@ -35,7 +35,6 @@ from dylora_moe.tuner.inspect import check_name
 
 # Of a stream these say what comes, not what was learned.
 _MAY_CHANGE = {"skills", "allow_expert_growth", "max_experts"}
-_STAGE_NAME = re.compile(r"\d+-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,17 +149,6 @@ def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
         "resume": "auto",
     }
     return config.model_copy(update=changed)
-
-
-def number_of(stage: Path) -> int:
-    """Of a stage, by its folder: the hundredth comes after the eleventh."""
-    return int(stage.name.partition("-")[0])
-
-
-def stage_folders(run: RunDir) -> list[Path]:
-    """Folders of all stages in their order, those that do not count included; what else lies there is no stage."""
-    found = [path for path in run.path.glob(f"{STAGES}/*") if _STAGE_NAME.match(path.name) and path.is_dir()]
-    return sorted(found, key=number_of)
 
 
 def read_stages(run: RunDir) -> list[tuple[Path, StageRecord]]:

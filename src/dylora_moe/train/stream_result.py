@@ -2,30 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import RunError
-from dylora_moe.evaluate.forgetting import summarise
 from dylora_moe.evaluate.load import read_config
+from dylora_moe.evaluate.stream import name_of, read_stream
 from dylora_moe.report.page import render_stream
-from dylora_moe.run_dir import FINAL, REPORT, RESULT, START, UNDONE, RunDir
+from dylora_moe.run_dir import FINAL, REPORT, RESULT, UNDONE, RunDir, number_of, stage_folders
 from dylora_moe.skills.library import RECORD, TENSORS, load_library
-from dylora_moe.train.stream import StageRecord, copy_model, number_of, read_stages, stage_folders
-from dylora_moe.tuner.exchange import read_description
+from dylora_moe.train.stream import copy_model, read_stages
 
 
 def finish_stream(run: RunDir) -> dict[str, Any]:
     """Make the last stage's model that of the run, and write its result and its report."""
-    stages = read_stages(run)
-    folder, library = stages[-1][0], load_library(stages[-1][0])
+    folder = read_stages(run)[-1][0]
+    load_library(folder)  # which says what is wrong with it
     (run / RESULT).unlink(missing_ok=True)  # so that a stop from here on is seen, and made good
     copy_model(folder / FINAL, run / FINAL)
     for name in (RECORD, TENSORS):
         shutil.copyfile(folder / name, run / name)
-    result = _make_result(run, stages, library.experts)
+    result = read_stream(run)
+    assert result is not None  # a stage counts
     run.write(REPORT, render_stream(result))
     run.write(RESULT, result)
     return result
@@ -48,7 +46,7 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
     read_config(run)
     with run.locked():
         stages = read_stages(run)
-        names = [name_of(folder, record) for folder, record in stages]
+        names = [name_of(folder, record.figures.skill) for folder, record in stages]
         places = {folder.name: place for place, (folder, _) in enumerate(stages)}
         places |= {name: place for place, name in enumerate(names)}
         if before not in places:
@@ -74,42 +72,6 @@ def rollback(path: Path, before: str) -> dict[str, Any]:
                 (run / name).unlink(missing_ok=True)
     skills = [record.figures.skill for _, record in stages[:place] if record.figures.skill is not None]
     return {"undone": [folder.name for folder in reversed(undone)], "folder": str(kept), "skills": skills}
-
-
-def name_of(folder: Path, record: StageRecord) -> str:
-    """Of a stage: the skill that it learned, or its folder where it is a change by hand."""
-    return record.figures.skill or folder.name
-
-
-def _make_result(run: RunDir, stages: Sequence[tuple[Path, StageRecord]], experts: dict[str, str]) -> dict[str, Any]:
-    description, records = read_description(run / FINAL), [record for _, record in stages]
-    summary = summarise(
-        [record.figures for record in records],
-        base_losses={
-            record.figures.skill: record.base_loss
-            for record in records
-            if record.figures.skill is not None and record.base_loss is not None
-        },
-        base_general=run.read(START)["base_general"],
-        experts=experts,
-    )
-    told = [
-        {
-            "name": name_of(folder, record),
-            "skill": record.figures.skill,
-            "decision": asdict(record.decision) | {"expert": record.expert},
-            "base_loss": record.base_loss,
-            "figures": asdict(record.figures),
-        }
-        for folder, record in stages
-    ]
-    return {
-        "run": str(run.path),
-        "base_model": description["base"],
-        "experts": [expert["name"] for expert in description["experts"]],
-        "stages": told,
-        "summary": asdict(summary),
-    }
 
 
 def _next_folder(parent: Path) -> Path:
