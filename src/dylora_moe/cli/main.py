@@ -14,6 +14,7 @@ from dylora_moe.train.stopping import EXIT_CODE, Stopped
 _VERBS = {
     "train": ("train", "Train a mixture of experts, or a single LoRA."),
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
+    "report": ("report", "Make a page of a run, or of several side by side."),
     "chat": ("chat", "Ask a trained run something."),
     "experts": ("experts", "List, export, merge, remove and import experts; take a stream back."),
     "config": ("config", "Show, explain and check settings; presets of machines."),

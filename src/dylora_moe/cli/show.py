@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dylora_moe.report.wording import duration
+
 
 def consoles(as_json: bool) -> Console:
     """Where people's output goes: standard output, or standard error when JSON takes standard output."""
@@ -67,9 +69,9 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
         ("evaluations", counts["evaluations"], measured["evaluation_s"]),
         ("checkpoints", counts["saves"], measured["save_s"]),
     ):
-        table.add_row(f"  {times:,} {text} of", _time(seconds))
-    table.add_row("  reading a checkpoint", _time(found["load_s"]))
-    table.add_row("time of the run", _time(found["run_s"]), style="bold", end_section=True)
+        table.add_row(f"  {times:,} {text} of", duration(seconds))
+    table.add_row("  reading a checkpoint", duration(found["load_s"]))
+    table.add_row("time of the run", duration(found["run_s"]), style="bold", end_section=True)
     table.add_row("  one checkpoint", _size(found["checkpoint"]))
     table.add_row("  the model at the end", _size(found["final"]))
     table.add_row("disk at the most", _size(found["disk"]), style="bold")
@@ -99,14 +101,6 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-def _time(seconds: float) -> str:
-    """Seconds for a person to read."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def show_losses(console: Console, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

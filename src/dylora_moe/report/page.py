@@ -8,7 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dylora_moe.report.wording import left_out, visible
 
+# The page's own name for who made it, by which a file is known to be one of these pages.
+GENERATOR = "dylora report"
 _NOT_MEASURED = "not measured"
+# Characters of a text that are shown; the run folder has the rest.
+_MOST_TEXT = 6000
 _DECISIONS = {
     "grow": "a new skill, so a new expert, {expert}",
     "extend": "a known skill that its expert did badly, so {expert} was trained further",
@@ -27,7 +31,7 @@ def render_data(view: Mapping[str, Any]) -> str:
     Args:
         view: The record `data.json` of a run, or what `dylora data inspect --json` prints.
     """
-    return _render("Data", [_TEMPLATES.get_template("data.html").render(view)])
+    return _render("Data", [render("data.html", view)])
 
 
 def render_stream(record: Mapping[str, Any]) -> str:
@@ -38,7 +42,7 @@ def render_stream(record: Mapping[str, Any]) -> str:
             its `decision` (`kind`, `expert`, `reason` and `numbers`, name -> number) and its `figures`, a
             `StageFigures`; and `summary`, a `StreamSummary`. All as JSON has them.
     """
-    return _render("Skills", [_TEMPLATES.get_template("stream.html").render(record)])
+    return _render("Skills", [render("stream.html", record)])
 
 
 def render_generation(record: Mapping[str, Any]) -> str:
@@ -47,12 +51,21 @@ def render_generation(record: Mapping[str, Any]) -> str:
     Args:
         record: The result of a generation, as JSON has it.
     """
-    return _render("Made data", [_TEMPLATES.get_template("generate.html").render(record)])
+    return _render("Made data", [render("generate.html", record)])
 
 
 def _render(title: str, sections: Sequence[str]) -> str:
     """Sections are HTML, in which their templates have escaped what came from data."""
-    return _TEMPLATES.get_template("page.html").render(title=title, sections=sections)
+    return render("page.html", {"title": title, "sections": sections, "generator": GENERATOR})
+
+
+def render(template: str, record: Mapping[str, Any]) -> str:
+    """HTML by one of the templates here, with what a record brings escaped.
+
+    Raises:
+        TemplateError: The record lacks something that the template needs.
+    """
+    return _TEMPLATES.get_template(template).render(record)
 
 
 def _decided(decision: Mapping[str, Any]) -> str:
@@ -71,7 +84,7 @@ def _figure(value: float | str | None, places: int | None = None) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _change(value: float | None, places: int, missing: str = _NOT_MEASURED) -> str:
+def change(value: float | None, places: int, missing: str = _NOT_MEASURED) -> str:
     """A difference with its sign; zero has none, however it came about."""
     if value is None or not math.isfinite(value):
         return missing if value is None else str(value)
@@ -81,11 +94,39 @@ def _change(value: float | None, places: int, missing: str = _NOT_MEASURED) -> s
 
 def _points(value: float | None) -> str:
     """A difference of two shares in percentage points."""
-    return _change(None if value is None else 100 * value, 1)
+    return change(None if value is None else 100 * value, 1)
 
 
 def _share(value: float | None, missing: str = _NOT_MEASURED) -> str:
     return missing if value is None else f"{value:.1%}"
+
+
+def _percent_change(value: float | None) -> str:
+    """A change as a share of what it was; nothing where it was not measured."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:+.0%}" if round(value, 2) else "0%"
+
+
+def _cut(text: str, most: int = _MOST_TEXT) -> str:
+    """A text no longer than a person reads here."""
+    return text if len(text) <= most else f"{text[:most]} \u2026 ({len(text) - most:,} more characters)"
+
+
+def _spelled(token: str) -> str:
+    """A token alone, with its spaces to be seen, too."""
+    return visible(token).replace("\n", "").replace(" ", "\u2423") or "\u2205"
+
+
+def _shade_between(value: float | None, least: float | None, full: float | None) -> str:
+    """The style of a cell by where its value lies between the one without colour and the one with the full colour."""
+    if value is None or least is None or full is None or not math.isfinite(value):
+        return _colour("var(--bar)", 0.0)
+    return _colour("var(--bar)", (value - least) / (full - least) if full != least else 1.0)
+
+
+def _magnitude(value: float | None) -> float:
+    return abs(value or 0.0)
 
 
 def _shade(value: float | None) -> str:
@@ -120,5 +161,6 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters |= {"left_out": left_out, "visible": visible, "count": "{:,}".format, "percent": "{:.0%}".format}
-_TEMPLATES.filters |= {"figure": _figure, "change": _change, "points": _points, "share": _share, "decided": _decided}
-_TEMPLATES.filters |= {"shade": _shade, "shade_change": _shade_change}
+_TEMPLATES.filters |= {"figure": _figure, "change": change, "points": _points, "share": _share, "decided": _decided}
+_TEMPLATES.filters |= {"shade": _shade, "shade_change": _shade_change, "shade_between": _shade_between}
+_TEMPLATES.filters |= {"percent_change": _percent_change, "magnitude": _magnitude, "cut": _cut, "spelled": _spelled}
