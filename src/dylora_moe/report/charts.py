@@ -218,7 +218,7 @@ class _Frame:
     def _marks(self) -> tuple[list[Markup], list[Markup]]:
         """Lines where something begins, and names of those that have room until the next."""
         marks = [(label, self.x(value)) for label, value in self.axes.marks if self.x_low <= value <= self.x_high]
-        ends = [*(at for _, at in marks[1:]), self.right]
+        ends = [*(at for _, at in marks[1:]), self.right][: len(marks)]
         line = {"class": "mark", "y1": self.top, "y2": self.bottom}
         lines = [_element("line", {**line, "x1": at, "x2": at}, title=label) for label, at in marks]
         words = [

@@ -152,10 +152,11 @@ def _domains(compared: Sequence[Compared]) -> list[str]:
 
 
 def _losses(compared: Sequence[Compared]) -> str:
+    same_base = len({str(run.record.settings.get("base_model")) for run in compared}) == 1
     rows = []
     for domain in _domains(compared):
         cells = [next((row for row in run.found if row.domain == domain), None) for run in compared]
-        rows.append({"domain": domain, **_best_of(cells)})
+        rows.append({"domain": domain, **_best_of(cells, marked=same_base)})
     if not rows:
         return ""
     shared = [row["domain"] for row in rows if all(cell["after"] is not None for cell in row["cells"])]
@@ -169,14 +170,15 @@ def _losses(compared: Sequence[Compared]) -> str:
             "runs": [run.name + ("" if run.step is None else f", step {run.step:,}") for run in compared],
             "rows": rows,
             "means": means if len(shared) > 1 else [],
-            "best": _best(means),
+            "best": _best(means) if same_base else None,
+            "same_base": same_base,
             "shared": len(shared),
             "has_interval": any(cell["interval"] for row in rows for cell in row["cells"]),
         },
     )
 
 
-def _best_of(cells: Sequence[DomainFigures | None]) -> dict[str, Any]:
+def _best_of(cells: Sequence[DomainFigures | None], *, marked: bool) -> dict[str, Any]:
     told = [
         {
             "before": cell.before["loss"] if cell is not None and cell.before else None,
@@ -185,7 +187,7 @@ def _best_of(cells: Sequence[DomainFigures | None]) -> dict[str, Any]:
         }
         for cell in cells
     ]
-    return {"cells": told, "best": _best([cell["after"] for cell in told])}
+    return {"cells": told, "best": _best([cell["after"] for cell in told]) if marked else None}
 
 
 def _best(losses: Sequence[float | None]) -> float | None:

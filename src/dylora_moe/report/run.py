@@ -162,6 +162,7 @@ def loss_table(
             "after_word": after,
             "rows_of": rows_of,
             "best_step": best_step,
+            "has_after": any(row.after is not None for row in found),
             "has_bits": any(number(each.get("bits_per_byte")) is not None for each in measured),
             "has_accuracy": any(number(each.get("accuracy")) is not None for each in measured),
             "has_interval": any(each.get("interval") for each in measured),
