@@ -1,0 +1,89 @@
+"""What `dylora evaluate` leaves in a run's folder, in its shapes, and a warning sign; written by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write_warning(run: Path) -> None:
+    line = {"step": 4, "name": "dead_experts", "seen": "Expert expert_2 has no load.", "advice": "Raise it."}
+    (run / "warnings.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def write_evaluations(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    domains = [each["domain"] for each in result["after"]["domains"]]
+    experts = result["after"]["routing"]["experts"]
+    for name, when, factor in (("base", "before", 1.0), ("routed", "after", 1.0)):
+        write(run, name, losses(result[when], "validation", factor, experts))
+        write(run, f"test-{name}", losses(result[when], "test", 1.25, experts))
+    told = [[each["loss"] for each in result[when]["domains"]] for when in ("before", "after")]
+    rows = [{"speaker": "base", "losses": told[0]}, {"speaker": "routed", "losses": told[1]}]
+    rows += [{"speaker": f"expert {name}", "losses": [9.5 - place] * 3} for place, name in enumerate(experts)]
+    write(
+        run,
+        "matrix",
+        {"split": "validation", "domains": domains, "rows": rows, "oracle": {"by_row": told[1], "by_domain": told[1]}},
+    )
+    write(run, "similarity", {"experts": experts, "similarity": [[1.0, 0.125, -0.5]] * 3})
+    write(
+        run,
+        "code-mbpp",
+        {
+            "name": "mbpp",
+            "split": "test",
+            "sandbox": "bubblewrap",
+            "k": [1, 5],
+            "samples": 10,
+            "problems": 40,
+            "speakers": [
+                {"speaker": "base", "pass": {"1": 0.025, "5": 0.075}, "interval": {"1": [0.0, 0.05]}},
+                {"speaker": "routed", "pass": {"1": 0.125, "5": 0.25}},
+            ],
+            "example": {"prompt": "Add two.", "answer": "It is so.", "program": "def add(): ...", "verdict": "failed"},
+        },
+    )
+    answers = [
+        {"domain": domains[0], "kind": "label", "rows": 40, "base": 0.25, "routed": 0.875, "interval": [0.7, 0.9]}
+    ]
+    write(run, "answers", {"domains": answers})
+    write(
+        run,
+        "levels-routed",
+        {
+            "made_in": "runs/made",
+            "speaker": "routed",
+            "questions": 12,
+            "levels": {"A1": {"answers": 12, "passed": 10, "words": 5.25, "together": None}},
+            "levels_found": {"levels": ["A1", "A2"], "counts": [[9, 3], [1, 2]], "kappa": 0.5, "rows": 15},
+            "wrong": {"repeats_question": 6},
+            "samples": [{"level": "A1", "question": "Why?", "answer": "Because.", "found": "A2"}],
+        },
+    )
+
+
+def losses(evaluation: dict[str, Any], split: str, factor: float, experts: list[str]) -> dict[str, Any]:
+    domains = [
+        each
+        | {"loss": each["loss"] * factor, "interval": [each["loss"] * 0.75, each["loss"] * 1.5]}
+        | {"bits_per_byte": 0.625, "accuracy": 0.375}
+        for each in evaluation["domains"]
+    ]
+    layer = {"load": [0.5, 0.5, 0.0], "load_entropy": 0.625, "decision_entropy": 0.25, "mutual_information": 0.5}
+    layers = [layer | {"layer": place, "dead": ["expert_2"]} for place in range(2)]
+    tokens = {
+        name: [{"token": " return", "count": 12, "share": 0.25}, {"token": "\n", "count": 3, "share": 0.0625}]
+        for name in experts
+    }
+    return {
+        "split": split,
+        "domains": domains,
+        "mean_loss": 1.0,
+        "routing": evaluation["routing"] | {"layers": layers},
+        "top_tokens": tokens,
+    }
+
+
+def write(run: Path, name: str, record: dict[str, Any]) -> None:
+    (run / "eval").mkdir(exist_ok=True)
+    (run / "eval" / f"{name}.json").write_text(json.dumps(record))
