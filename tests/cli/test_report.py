@@ -27,7 +27,7 @@ def test_the_page_goes_into_the_run(dylora: Callable[..., Any], run: Path) -> No
     assert told["bytes"] == page.stat().st_size < 2_000_000 and 0 < told["seconds"] < 5
     assert f"Report: {page}" in outcome.err
     text = page.read_text(encoding="utf-8")
-    assert "three-domains.yaml --max_steps 5 --lora-alpha 16</pre>" in text
+    assert "three-domains.yaml --max_steps 5 --lora-alpha 16 --json</pre>" in text
     page.write_text("an older page")
     assert dylora("report", run).code == 0 and page.read_text(encoding="utf-8").count("<h1>mine</h1>") == 1
 

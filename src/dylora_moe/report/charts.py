@@ -5,17 +5,16 @@ its space, so one that is to be read on a phone is drawn for it: text is never s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
 COLOURS = 8
 # Width and height in CSS pixels, where nothing is scaled.
-WIDE, NARROW, SMALL = (1040, 320), (340, 280), (336, 200)
+WIDE, MIDDLE, NARROW, SMALL = (1040, 320), (680, 300), (328, 280), (328, 200)
 # Of a character of 12 pixels in a usual sans serif; wide ones take more.
-_CHARACTER, _LINE = 6.8, 14
-_MAX_LABEL = 18
+_CHARACTER, _LINE = 7.4, 14
 # Points a line is drawn through at the most; more are brought together, with their lowest and highest shaded.
 _MAX_POINTS = 120
 # Of the heights in a chart over the highest, at the least.
@@ -142,10 +141,14 @@ def line_chart(lines: Sequence[Line], axes: Axes, size: tuple[int, int] = SMALL)
     return _Frame(lines, axes, size).draw()
 
 
-def both_sizes(lines: Sequence[Line], axes: Axes) -> Markup:
-    """A chart for wide pages and the same for narrow ones; the page shows one of them."""
-    wide, narrow = line_chart(lines, axes, WIDE), line_chart(lines, axes, NARROW)
-    return Markup('<div class="on-wide">{}</div><div class="on-narrow">{}</div>').format(wide, narrow) if wide else wide
+def all_sizes(draw: Callable[[tuple[int, int]], Markup]) -> Markup:
+    """A chart for wide pages, for paper and for phones; the page shows one of them."""
+    drawn = [
+        Markup('<div class="{}">{}</div>').format(name, chart)
+        for name, size in (("on-wide", WIDE), ("on-middle", MIDDLE), ("on-narrow", NARROW))
+        if (chart := draw(size))
+    ]
+    return Markup("").join(drawn)
 
 
 class _Frame:
@@ -174,7 +177,8 @@ class _Frame:
         self.y_most = max(map(abs, self.y_ticks))
         marked = max(len(tick_label(tick, self.y_step, self.y_most)) for tick in self.y_ticks)
         self.left = 10 + _CHARACTER * marked
-        longest = max(min(len(line.label), _MAX_LABEL) for line in self.lines)
+        self.longest = _longest_label(self.width)
+        longest = max(min(len(line.label), self.longest) for line in self.lines)
         self.right = self.width - (16 + _CHARACTER * longest if self.named else 12)
         self.top, self.bottom = 22.0 if axes.y else 10.0, self.height - 34.0
 
@@ -251,7 +255,7 @@ class _Frame:
         wanted = [self.y([y for _, y in line.points if math.isfinite(y)][-1]) + 4 for line in self.lines]
         places = spread_labels(wanted, self.top + 4, self.bottom + 4)
         return [
-            text(short(line.label), self.right + 8, place, of=line.colour, full=line.label)
+            text(short(line.label, self.longest), self.right + 8, place, of=line.colour, full=line.label)
             for line, place in zip(self.lines, places, strict=True)
         ]
 
@@ -323,7 +327,7 @@ def range_chart(
         return Markup("")
     ticks = round_ticks(min(values), max(values), max(3, size[0] // 130))
     left, right, top, each = 12.0, size[0] - 16.0, 6.0, 36
-    bottom = top + each * len(rows)
+    bottom, room = top + each * len(rows), int((right - left) / _CHARACTER)
 
     def x(value: float) -> float:
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
@@ -335,7 +339,7 @@ def range_chart(
     parts.append(text(axes.x, (left + right) / 2, bottom + 32, anchor="middle"))
     for place, (name, before, after, ends) in enumerate(rows):
         y = top + each * place + 25
-        row = [text(name, left, y - 10.0)]
+        row = [text(short(name, room), left, y - 10.0)]
         if before is not None and after is not None:
             row.append(_element("line", {"class": "line", "x1": x(before), "x2": x(after), "y1": y, "y2": y}))
         if ends is not None:
@@ -387,9 +391,14 @@ def colour(place: int | None) -> str:
     return "--s: var(--faint)" if place is None else f"--s: var(--c{place % COLOURS})"
 
 
-def short(label: str) -> str:
-    """A label that fits beside a chart."""
-    return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}\u2026"
+def _longest_label(width: int) -> int:
+    """Characters that a chart has room for beside it."""
+    return 18 if width > 500 else 12
+
+
+def short(label: str, most: int) -> str:
+    """A label no longer than that."""
+    return label if len(label) <= most else f"{label[: most - 1]}\u2026"
 
 
 def _pieces(points: Points) -> list[list[tuple[float, float]]]:

@@ -4,18 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from dylora_moe.report.charts import (
-    COLOURS,
-    NARROW,
-    SMALL,
-    WIDE,
-    Axes,
-    Line,
-    both_sizes,
-    line_chart,
-    range_chart,
-    stacked_chart,
-)
+from dylora_moe.report.charts import COLOURS, SMALL, Axes, Line, all_sizes, line_chart, range_chart, stacked_chart
 from dylora_moe.report.figures import DomainFigures, curve, loads, loss_curves, number
 from dylora_moe.report.records import Record
 
@@ -39,7 +28,8 @@ def loss_chart(metrics: Sequence[Record], marks: Marks = ()) -> Markup:
     grey = Line(label="training", points=training, colour=None)
     if marks:  # of a stream: each stage has its own skills, named by its mark
         evaluations = Line(label="validation", points=curve(metrics, "eval_loss"))
-        return both_sizes([grey, evaluations], Axes(title="Loss by step", y="nats a token", marks=marks))
+        axes = Axes(title="Loss by step", y="nats a token", marks=marks)
+        return all_sizes(lambda size: line_chart([grey, evaluations], axes, size))
     lines = [Line(label=name, points=points, colour=place) for place, (name, points) in enumerate(domains.items())]
     if len(lines) > COLOURS:
         frames = [
@@ -57,7 +47,8 @@ def loss_chart(metrics: Sequence[Record], marks: Marks = ()) -> Markup:
         )
         first = Markup("<figure><figcaption>all domains</figcaption>{}</figure>").format(mean)
         return Markup('<div class="charts">{}</div>').format(Markup("").join([first, *frames]))
-    return both_sizes([grey, *lines], Axes(title="Loss by step", y="nats a token"))
+    axes = Axes(title="Loss by step", y="nats a token")
+    return all_sizes(lambda size: line_chart([grey, *lines], axes, size))
 
 
 def small_charts(metrics: Sequence[Record], marks: Marks = ()) -> list[tuple[str, Markup]]:
@@ -83,9 +74,7 @@ def load_chart(routing: Sequence[Record]) -> Markup:
     if len(names) < 2:
         return Markup("")
     axes = Axes(title="Share of the load of each expert by step")
-    wide = stacked_chart(names, rows, axes, (WIDE[0], 240))
-    narrow = stacked_chart(names, rows, axes, NARROW)
-    return Markup('<div class="on-wide">{}</div><div class="on-narrow">{}</div>').format(wide, narrow) if wide else wide
+    return all_sizes(lambda size: stacked_chart(names, rows, axes, (size[0], 240)))
 
 
 def entropy_chart(metrics: Sequence[Record]) -> tuple[Markup, list[tuple[str, Markup]]]:
@@ -111,5 +100,4 @@ def range_of_losses(found: Sequence[DomainFigures]) -> Markup:
         before, after = (None if each is None else number(each["loss"]) for each in (row.before, row.after))
         rows.append((row.domain, before, after, (float(ends[0]), float(ends[1])) if ends else None))
     axes = Axes(title="Loss before and after by domain", x="nats a token")
-    wide, narrow = range_chart(rows, axes, WIDE), range_chart(rows, axes, NARROW)
-    return Markup('<div class="on-wide">{}</div><div class="on-narrow">{}</div>').format(wide, narrow) if wide else wide
+    return all_sizes(lambda size: range_chart(rows, axes, size))
