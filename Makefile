@@ -1,4 +1,4 @@
-# make quickstart   environment and the main job: four experts on the embedded base, a few minutes on a laptop
+# make quickstart   environment and the main job: four experts on the embedded base, a few minutes on a laptop, and its report
 # make test         environment and all tests that need no long run
 # make check        format, lint, types, import layers, tests: what CI runs
 # make slow         the long tests, too
@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dylora train recipes/quickstart.yaml
+	$(BIN)/dylora report runs/quickstart
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -81,7 +81,7 @@ def test_a_folder_in_use_is_left_alone(dylora: Run, recipe: Run, hold: Run, tmp_
 def test_the_commands_it_ends_with_work(dylora: Run, finished: Any, monkeypatch: Any, tmp_path: Path) -> None:
     lines = finished.outcome.err.split("Next:\n")[1].splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("  dylora ")]
-    assert [words[1] for words in commands] == ["chat", "evaluate", "experts", "experts"]
+    assert [words[1] for words in commands] == ["report", "chat", "evaluate", "experts", "experts"]
     copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
     monkeypatch.chdir(tmp_path)
     for words in commands:

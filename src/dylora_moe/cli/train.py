@@ -98,6 +98,7 @@ def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
     program, run = command_name(), shlex.quote(str(run_dir))
     console.print("Next:", style="bold")
     for line in (
+        f"{program} report {run}",
         f"{program} chat {run} --prompt {shlex.quote(prompt.splitlines()[0])}",
         f"{program} evaluate {run}",
         f"{program} experts list {run}",
