@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,9 @@ def test_what_was_measured_besides_is_shown(run_of: Callable[..., Path]) -> None
     for title in ("Who does which domain best", "How alike the experts' updates are", "Layer by layer", "Code: mbpp"):
         assert title in page.headings
     assert page.row("expert expert_2") == ["expert expert_2", "7.500", "7.500", "7.500", "7.500"]
+    oracle = [f"{each['loss']:.3f}" for each in result["after"]["domains"]]
+    for name in ("oracle, an expert for each domain", "oracle, an expert for each row"):
+        assert page.row(name)[1:4] == oracle
     best = [row for row, styles in zip(page.rows, page.styles, strict=True) if any("best" in style for style in styles)]
     assert [row[0] for row in best] == ["routed"]
     assert page.row("routed", "12.5%") == ["routed", "12.5%", "", "25.0%", ""]
@@ -116,6 +120,8 @@ def test_a_stream_shows_its_skills_and_its_stages(run_of: Callable[..., Path]) -
     assert page.row("3", "sums")[2:] == last
     steps = [int(tip.split(", step ")[1].split(":")[0]) for tip in page.tips if tip.startswith("training, step ")]
     assert set(steps) == set(range(1, 10)), "three stages of three steps, one after the other"
+    curve = re.search(r'aria-label="Loss by step".*?class="line" d="([^"]+)"', page.source)
+    assert curve is not None and curve[1].count("M") == 3, "no line leads from one stage to the next"
     assert "Not finished" not in page.text and "Not shown" not in page.text
 
 
