@@ -86,12 +86,14 @@ def tick_label(value: float, step: float, high: float = 0.0) -> str:
         high: Of the ticks beside it, the one farthest from zero: they are all written alike.
     """
     size = max(abs(value), high, step)
+    if abs(value) < step / 2 and (size < 1e-2 or size >= 1e4):
+        return "0"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= unit:
             scale = 1e3 if name == "k" else unit
             return f"{value / scale:.{_places(step / scale)}f}{name}"
     if size < 1e-2:
-        return "0" if abs(value) < step / 2 else f"{value:.{_digits(value, step)}e}".replace("e-0", "e-")
+        return f"{value:.{_digits(value, step)}e}".replace("e-0", "e-")
     return f"{value:.{_places(step)}f}"
 
 
@@ -212,7 +214,7 @@ class _Frame:
             step = ticks[1] - ticks[0]
         for tick in ticks:
             if self.x_low <= tick <= self.x_high and tick == round(tick):
-                label = tick_label(tick, max(step, 1.0))
+                label = tick_label(tick, max(step, 1.0), self.x_high)
                 half = len(label) * _CHARACTER / 2
                 at = min(max(self.x(tick), half), self.width - half)
                 parts.append(text(label, at, self.bottom + 16, anchor="middle"))
@@ -288,7 +290,7 @@ def stacked_chart(
     for tick in round_ticks(first, last, max(2, int((right - left) / 45))):
         if first <= tick <= last and tick == round(tick):
             at = left + (tick - first) / (last - first) * (right - left)
-            parts.append(text(tick_label(tick, 1.0), min(at, width - 14), bottom + 16, anchor="middle"))
+            parts.append(text(tick_label(tick, 1.0, last), min(at, width - 14), bottom + 16, anchor="middle"))
     parts.append(text(axes.x, (left + right) / 2, height - 4, anchor="middle"))
     for place, (x, (step, shares)) in enumerate(zip(xs, rows, strict=True)):
         begin = (xs[place - 1] + x) / 2 if place else left

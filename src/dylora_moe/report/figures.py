@@ -90,8 +90,8 @@ def number(value: Any) -> float | None:
 
 def domain_figures(run: RunRecord) -> tuple[list[DomainFigures], int | None]:
     """Every domain before and after; and the step of the latest evaluation, where the run has not come to its end."""
-    before = by_domain(run.evaluations.get("base")) or by_domain(run.start.get("before") or run.result.get("before"))
-    after = by_domain(run.evaluations.get("routed")) or by_domain(run.result.get("after"))
+    before = _measured(run, "base") or by_domain(run.start.get("before") or run.result.get("before"))
+    after = _measured(run, "routed") or by_domain(run.result.get("after"))
     step = None
     if not before or not after:
         found = [(line, losses) for line in run.metrics if (losses := _evaluated(line))]
@@ -101,6 +101,12 @@ def domain_figures(run: RunRecord) -> tuple[list[DomainFigures], int | None]:
             step, after = int(found[-1][0]["step"]), found[-1][1]
     names = dict.fromkeys([*before, *after])
     return [DomainFigures(domain=name, before=before.get(name), after=after.get(name)) for name in names], step
+
+
+def _measured(run: RunRecord, who: str) -> dict[str, Record]:
+    """What `eval/` has of validation rows."""
+    evaluation = run.evaluations.get(who, {})
+    return by_domain(evaluation) if evaluation.get("split", "validation") == "validation" else {}
 
 
 def by_domain(evaluation: Any) -> dict[str, Record]:
