@@ -43,10 +43,12 @@ def write_evaluations(run: Path) -> None:
             "example": {"prompt": "Add two.", "answer": "It is so.", "program": "def add(): ...", "verdict": "failed"},
         },
     )
-    answers = [
-        {"domain": domains[0], "kind": "label", "rows": 40, "base": 0.25, "routed": 0.875, "interval": [0.7, 0.9]}
-    ]
-    write(run, "answers", {"domains": answers})
+    shares = {"base": {"share": 0.25, "interval": [0.2, 0.3]}, "routed": {"share": 0.875, "interval": [0.7, 0.9]}}
+    answers = [{"domain": domains[0], "kind": "label", "rows": 40, "speakers": shares}]
+    write(run, "answers", {"split": "validation", "domains": answers, "free_text": domains[1:]})
+    change = {"difference": -0.125, "interval": [-0.25, -0.0625], "p": 0.001, "p_holm": 0.002, "rows": 6}
+    compared = {"domain": domains[0], "unit": "nats a token", "ours": 1.5, "theirs": 1.625, **change}
+    write(run, "compare", {"run": "a", "split": "validation", "others": [{"run": "runs/b", "domains": [compared]}]})
     write(
         run,
         "levels-routed",
@@ -75,12 +77,12 @@ def losses(evaluation: dict[str, Any], split: str, factor: float, experts: list[
         name: [{"token": " return", "count": 12, "share": 0.25}, {"token": "\n", "count": 3, "share": 0.0625}]
         for name in experts
     }
+    changes = [{"step": 2, "change": 0.5}, {"step": 4, "change": 0.125}]
     return {
         "split": split,
         "domains": domains,
         "mean_loss": 1.0,
-        "routing": evaluation["routing"] | {"layers": layers},
-        "top_tokens": tokens,
+        "routing": evaluation["routing"] | {"layers": layers, "top_tokens": tokens, "changes": changes},
     }
 
 

@@ -92,6 +92,14 @@ def entropy_chart(metrics: Sequence[Record]) -> tuple[Markup, list[tuple[str, Ma
     return drawn, _frames(metrics, more) if drawn else []
 
 
+def changes_chart(changes: Sequence[Record]) -> list[tuple[str, Markup]]:
+    """How much of the load moved from one evaluation of training to the next."""
+    points = [(float(each["step"]), float(each["change"])) for each in changes]
+    axes = Axes(title="Routing changed by step", low=0.0, high=1.0)
+    drawn = line_chart([Line(label="changed", points=points)], axes) if len(points) > 1 else Markup("")
+    return [("Load that moved since the evaluation before", drawn)] if drawn else []
+
+
 def range_of_losses(found: Sequence[DomainFigures]) -> Markup:
     """Losses before and after with intervals, for wide pages and for narrow ones."""
     rows = []

@@ -1,7 +1,7 @@
 """Files of a run's `eval/` folder -> what its page shows of them. They are told apart by their names.
 
 `base`, `routed`, `dense` and `expert-NAME` are losses of who answered, with `test-` before them on test rows;
-`matrix`, `similarity`, `answers`, `code-NAME` and `levels-NAME` are what they say.
+`matrix`, `similarity`, `compare`, `answers`, `code-NAME` and `levels-NAME` are what they say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def task_records(evaluations: Evaluations) -> Record:
     """What was measured by answers: programs, labels, levels."""
     return {
         "codes": [record for name, record in evaluations.items() if name.startswith("code-")],
-        "answers": evaluations.get("answers"),
+        "answers": [evaluations[name] for name in ("answers", "test-answers") if name in evaluations],
         "levels": [record for name, record in evaluations.items() if name.startswith("levels-")],
     }
 
@@ -84,9 +84,9 @@ def _routed(routing: Mapping[str, Any]) -> Record | None:
     return whole if len(routing["experts"]) > 1 else None
 
 
-def top_tokens(evaluations: Evaluations) -> dict[str, list[Record]]:
-    """Expert -> the tokens that it got most often."""
-    found: Any = evaluations.get("routed", {}).get("top_tokens")
+def top_tokens(routing: Mapping[str, Any] | None) -> dict[str, list[Record]]:
+    """Expert -> the tokens that set it apart."""
+    found: Any = (routing or {}).get("top_tokens")
     if not isinstance(found, Mapping):
         return {}
     return {

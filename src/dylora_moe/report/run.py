@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from dylora_moe.errors import RunError
 from dylora_moe.report import story
-from dylora_moe.report.curves import entropy_chart, load_chart, loss_chart, range_of_losses, small_charts
+from dylora_moe.report.curves import changes_chart, entropy_chart, load_chart, loss_chart, range_of_losses, small_charts
 from dylora_moe.report.evaluations import expert_matrix, splits, task_records, top_tokens, trained_routing
 from dylora_moe.report.figures import DomainFigures, domain_figures, in_a_row, number, progress_of
 from dylora_moe.report.page import GENERATOR, render, render_generation
@@ -86,6 +86,7 @@ def render_run(run: RunRecord, stream: Mapping[str, Any] | None = None, *, now: 
     sections.add("curves", "Curves", lambda: _curves(run))
     sections.add("routing", "Routing", lambda: _routing(run))
     sections.add("experts", "Experts by domain", lambda: render("experts.html", expert_matrix(run.evaluations)))
+    sections.add("beside", "Beside other runs", lambda: _beside(run))
     sections.add("tasks", "Tasks", lambda: render("tasks.html", task_records(run.evaluations)))
     sections.add("samples", "Before and after", lambda: _samples(run, found))
     sections.add("data", "Data", lambda: _data(run))
@@ -194,7 +195,7 @@ def _routing(run: RunRecord) -> str:
     routing, when = trained_routing(run)
     load = load_chart(run.routing)
     entropy, more = entropy_chart(run.metrics)
-    tokens = top_tokens(run.evaluations)
+    tokens, changes = top_tokens(routing), changes_chart((routing or {}).get("changes") or ())
     if not (routing or load or entropy or tokens):
         return ""
     return render(
@@ -206,10 +207,15 @@ def _routing(run: RunRecord) -> str:
             "most_bits": story.most_bits(routing),
             "load": load,
             "entropy": entropy,
-            "more": more,
+            "more": [*more, *changes],
             "top_tokens": tokens,
         },
     )
+
+
+def _beside(run: RunRecord) -> str:
+    compared = run.evaluations.get("compare")
+    return render("beside.html", {"compared": compared}) if compared else ""
 
 
 def _samples(run: RunRecord, found: Sequence[DomainFigures]) -> str:
