@@ -26,6 +26,7 @@ from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.features import answers_alone, draw_sample, read_features
 from dylora_moe.train.fitting import fit, tracking
 from dylora_moe.train.folder import find_start
+from dylora_moe.train.live.figures import Learned, Place
 from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
@@ -114,7 +115,7 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
     library = stream.library.with_skill(_describe(skill.name, expert, arrival, sample))
     route(stream, library)
     if decision.kind in ("grow", "extend") and not stage.is_finished:
-        _train(stream, stage, skill, expert, stages, stop)
+        _train(stream, stage, skill, expert, decision.kind, stages, stop)
     stream.model.eval().freeze_expert(expert)
     if not stage.is_finished:  # nothing was trained
         stream.save(stage / FINAL)
@@ -253,7 +254,9 @@ def route(stream: Stream, library: SkillLibrary) -> None:
     stream.model.set_prototypes(prototypes.projection, prototypes.centres, prototypes.radii, experts)
 
 
-def _train(stream: Stream, stage: RunDir, skill: Skill, expert: str, stages: Stages, stop: StopSignals) -> None:
+def _train(
+    stream: Stream, stage: RunDir, skill: Skill, expert: str, kind: Kind, stages: Stages, stop: StopSignals
+) -> None:
     """Teach the expert the skill; one that has skills already learns them again beside it, so as to forget none."""
     model = stream.model.train()
     again = [name for name, other in stream.library.experts.items() if other == expert]
@@ -284,4 +287,20 @@ def _train(stream: Stream, stage: RunDir, skill: Skill, expert: str, stages: Sta
             stages,
             stop,
             callbacks=grows_up if config.maturity_ratio and not again else (),
+            place=_place(stream, Learned(skill=skill.name, kind=kind, expert=expert)),
         )
+
+
+def _place(stream: Stream, now: Learned) -> Place:
+    """Where a stream is, for the person who watches."""
+    before = [
+        Learned(skill=record.figures.skill, kind=record.decision.kind, expert=record.expert)
+        for record in stream.records
+        if record.figures.skill is not None
+    ]
+    return Place(
+        run=stream.run.path.name,
+        number=len(stream.learned) + 1,
+        total=len(stream.learned) + len(stream.waiting),
+        decided=(*before, now),
+    )

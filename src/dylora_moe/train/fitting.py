@@ -30,11 +30,13 @@ from dylora_moe.run_dir import (
     RunDir,
     environment,
 )
+from dylora_moe.train.callbacks.live import LiveView
 from dylora_moe.train.callbacks.progress import ShowProgress
 from dylora_moe.train.callbacks.trackers import Track
 from dylora_moe.train.callbacks.watch import Watch
 from dylora_moe.train.compiling import compile_layers
 from dylora_moe.train.keeper import RUN, Checkpoint
+from dylora_moe.train.live.figures import Place
 from dylora_moe.train.needs import plan_memory
 from dylora_moe.train.parameters import count_parameters
 from dylora_moe.train.session import Session, Stages, build_trainer, calibrate_router
@@ -58,20 +60,30 @@ def fit(
     stop: StopSignals,
     *,
     callbacks: Sequence[TrainerCallback] = (),
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Train, from a checkpoint where there is one, and return the result record, written last.
+
+    Args:
+        session: What to train.
+        checkpoint: To go on from.
+        trackers: Get the figures, too.
+        stages: Show what happens.
+        stop: Says when to end early.
+        callbacks: More of them.
+        place: Of this training in a stream of skills.
 
     Raises:
         Stopped: A signal came; from the last checkpoint it goes on.
     """
     run = session.run
-    with closing(ShowProgress(stages.console)) as progress:
+    with closing(LiveView(stages.console, run, stop, place)) as live:
         watch = Watch(run, _watched(session), stages.tell)
         trainer = build_trainer(
             session,
             stop=stop,
             tell=stages.tell,
-            callbacks=[progress, Track(trackers), watch, *callbacks],
+            callbacks=[ShowProgress(stages.console), Track(trackers), watch, live, *callbacks],
             extra=lambda: {"trackers": trackers.state()},
         )
         if session.config.torch_compile:

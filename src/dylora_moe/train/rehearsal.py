@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +84,8 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
         run.path.mkdir()
         set_seed(config.seed)
         session = prepare(config, run, stages)
-        with closing(ShowProgress(stages.console)) as progress:
-            trainer = build_trainer(session, stop=stop, tell=stages.tell, callbacks=[progress])
-            return _measure(session, trainer, stages)
+        trainer = build_trainer(session, stop=stop, tell=stages.tell, callbacks=[ShowProgress(stages.console)])
+        return _measure(session, trainer, stages)
 
 
 def _first_skill(config: RunConfig, stages: Stages) -> RunConfig:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,6 +21,11 @@ class Stopped(BaseException):
     """A signal asked the run to end. No `Exception`, so that no library takes it for an error of its own."""
 
 
+def announce(line: str) -> None:
+    """Write a line to standard error, in a signal handler: not by print, in whose middle the signal may have come."""
+    os.write(2, f"\n{line}\n".encode())
+
+
 class StopSignals:
     """Inside the block SIGTERM and SIGINT raise `Stopped`: at once, or in a `deferred` block where `check` is called.
 
@@ -28,10 +33,14 @@ class StopSignals:
 
     Args:
         deferring: What a person is told who signals where it only counts later.
+
+    Attributes:
+        announce: Tells it, in a signal handler.
     """
 
     def __init__(self, deferring: str = "stopping after a checkpoint. Ctrl-C ends at once, without.") -> None:
         self._deferring = deferring
+        self.announce: Callable[[str], None] = announce
         self._deferred = False
         self._came: str | None = None
         self._before: dict[int, Any] = {}
@@ -77,5 +86,4 @@ class StopSignals:
         self._came = signal.Signals(number).name
         if not self._deferred:
             raise Stopped(self._came)
-        # Not by print: the signal may have come in the middle of one.
-        os.write(2, f"\n{self._came}: {self._deferring}\n".encode())
+        self.announce(f"{self._came}: {self._deferring}")
