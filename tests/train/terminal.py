@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyte
 from rich.console import Console
@@ -33,6 +33,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
         self.written = b""
+        self._files: list[IO[str]] = []
         self._ours, self._theirs = pty.openpty()
         fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -41,6 +42,7 @@ class Terminal:
     def console(self, **options: Any) -> Console:
         """Of this process, on this terminal."""
         file = os.fdopen(os.dup(self._theirs), "w", encoding="utf-8")
+        self._files.append(file)
         environment = {"TERM": "xterm-256color"}
         return Console(file=file, width=self.width, height=self.height, _environ=environment, **options)
 
@@ -72,7 +74,9 @@ class Terminal:
             return [line.rstrip() for line in (*away, *self._screen.display)]
 
     def finish(self) -> list[str]:
-        """`lines` once nobody writes any more."""
+        """`lines` once all is read; processes must have ended."""
+        for file in self._files:
+            file.close()
         os.close(self._theirs)
         self._reader.join(timeout=30)
         assert not self._reader.is_alive()

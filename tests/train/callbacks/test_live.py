@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,8 @@ def test_nor_has_a_narrow_one_or_one_without_colours_a_panel(
 ) -> None:
     terminal = Terminal(width)
     train(tiny_config(**SHORT), Stages(console=terminal.console(**options)))
-    terminal.wait_for("step     6  validation loss:")
-    assert panels(terminal.lines()) == [] and b"\x1b[2K" not in terminal.written
+    lines = terminal.finish()
+    assert "Training for 6 steps." in lines and panels(lines) == [] and b"\x1b[2K" not in terminal.written
 
 
 def interrupt(terminal: Terminal, process: "subprocess.Popen[bytes]") -> None:
@@ -158,7 +157,7 @@ def test_curves_begin_with_what_the_run_had_before_it_was_stopped(tiny_config: C
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
         stop_in_step(patch, 1)  # before it logs anything
         train(config, Stages(console=terminal.console()))
-    (panel,) = panels(terminal_lines(terminal))
+    (panel,) = panels(terminal.finish())
     (row,) = [line for line in panel if "training loss" in line]
     assert len(re.findall("[\u2581-\u2588]", row)) == len(logged)
     change = logged[-1]["loss"] / logged[0]["loss"] - 1
@@ -178,11 +177,6 @@ def stop_in_step(patch: pytest.MonkeyPatch, call: int) -> None:
     patch.setattr(RoutedTrainer, "compute_loss", failing)
 
 
-def terminal_lines(terminal: Terminal) -> list[str]:
-    time.sleep(0.2)  # what was written is read
-    return terminal.lines()
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, RunError])
 def test_after_an_error_nothing_is_left_behind(
     tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
@@ -196,7 +190,7 @@ def test_after_an_error_nothing_is_left_behind(
     with pytest.raises(error):
         train(tiny_config(**SHORT), Stages(console=terminal.console()), stop)
     assert stop.announce == before and (sys.stdout, sys.stderr) == streams
-    assert len(panels(terminal_lines(terminal))) == 1 and terminal.cursor_is_shown
+    assert len(panels(terminal.finish())) == 1 and terminal.cursor_is_shown
 
 
 @pytest.mark.parametrize("where", ["draw", "History"])
@@ -212,7 +206,7 @@ def test_a_view_that_fails_costs_the_run_nothing(
     terminal = Terminal()
     result = train(tiny_config(**SHORT, run_name="failing"), Stages(console=terminal.console()))
     assert {**result, "run": ""} == {**whole, "run": ""}
-    lines = terminal_lines(terminal)
+    lines = terminal.finish()
     told = [line for line in lines if "The live view failed and is off" in line]
     assert told == ["The live view failed and is off: ZeroDivisionError('here'). Training goes on."]
     assert panels(lines) == [] and sum(line.startswith("step ") for line in lines) == 6 + 3
@@ -224,7 +218,7 @@ def test_warnings_are_in_the_panel_and_above_it(tiny_config: Callable[..., RunCo
     terminal = Terminal(140, 40)
     config = tiny_config(max_steps=60, num_epochs=100, logging_steps=1, sample_tokens=0, learning_rate=1e-9)
     train(config, Stages(console=terminal.console()))
-    lines = terminal_lines(terminal)
+    lines = terminal.finish()
     signs = RunDir(config.run_dir).read_lines("warnings.jsonl")
     assert signs
     (panel,) = panels(lines)
@@ -237,7 +231,7 @@ def test_a_stream_has_a_panel_a_skill_that_says_where_it_is(stream: Callable[...
     terminal = Terminal(120, 40)
     config = stream(logging_steps=1)
     train(config, Stages(console=terminal.console()))
-    found = panels(terminal_lines(terminal))
+    found = panels(terminal.finish())
     titles = [re.findall(r"skill \d of \d: \w+", panel[0]) for panel in found]
     assert titles == [["skill 1 of 3: capitals"], ["skill 2 of 3: functions"], ["skill 3 of 3: sums"]]
     assert all(panel[0].startswith(f"\u256d\u2500 {config.run_name} ") for panel in found)
