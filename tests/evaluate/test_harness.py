@@ -17,7 +17,7 @@ from dylora_moe.errors import ConfigError, DataError, RunError, TunerError
 from dylora_moe.evaluate import harness
 from dylora_moe.evaluate.generate import generate_answers
 from dylora_moe.evaluate.harness import run_harness
-from dylora_moe.evaluate.load import load_run
+from dylora_moe.evaluate.load import Speaker, load_run
 
 pytest.importorskip("lm_eval", reason="needs the extra `harness`: pip install 'dylora-moe[harness]'")
 
@@ -144,7 +144,7 @@ def test_a_run_is_asked_in_the_conversations_it_was_trained_on(
 def test_each_who_speaks_has_a_file(run: Path, lines: list[str]) -> None:
     found = [
         values(measure(run, lines, "words_perplexity", **choice), "words_perplexity")["bits_per_byte"]
-        for choice in ({}, {"expert": "expert_1"}, {"base_alone": True})
+        for choice in ({}, {"speaker": Speaker(kind="expert", expert="expert_1")}, {"speaker": Speaker(kind="base")})
     ]
     assert len(set(found)) == 3
     names = ["harness-base.json", "harness-expert-expert_1.json", "harness-routed.json"]
@@ -193,7 +193,7 @@ def test_rows_out_of_reach_are_told(run: Path, lines: list[str]) -> None:
 
 def test_runs_and_experts_that_are_not_there_are_told(run: Path, lines: list[str]) -> None:
     with pytest.raises(TunerError, match="no expert 'nobody'"):
-        measure(run, lines, "words_choice", expert="nobody")
+        measure(run, lines, "words_choice", speaker=Speaker(kind="expert", expert="nobody"))
     (run / "result.json").unlink()
     with pytest.raises(RunError, match="not finished"):
         measure(run, lines, "words_choice")

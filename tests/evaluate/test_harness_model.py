@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dylora_moe.config import make_config
 from dylora_moe.errors import ConfigError, DataError, TunerError
-from dylora_moe.evaluate.load import TrainedRun
+from dylora_moe.evaluate.load import Speaker, TrainedRun
 from dylora_moe.run_dir import RunDir
 
 pytest.importorskip("lm_eval", reason="needs the extra `harness`: pip install 'dylora-moe[harness]'")
@@ -27,10 +27,10 @@ ROUTINGS: dict[str, dict[str, Any]] = {
     "layers": {"granularity": "token", "router_scope": "per_layer", "top_k": 2},
     "sequence": {"granularity": "sequence", "prefix_tokens": 5},
 }
-SPEAKERS: dict[str, dict[str, Any]] = {
-    "routed": {},
-    "forced": {"expert": "expert_2"},
-    "base": {"base_alone": True},
+SPEAKERS = {
+    "routed": Speaker(),
+    "forced": Speaker(kind="expert", expert="expert_2"),
+    "base": Speaker(kind="base"),
 }
 CONTEXTS = ("Say blue zebra in capitals.", "Add 3 and 21.", "Write pink stone, red river and blue zebra in turn.", "x")
 
@@ -45,7 +45,7 @@ def make_harness(mixture: Any, tokenizer: Any, data: Any, tiny_base: Path) -> Ca
             config = make_config({"base_model": str(tiny_base), "datasets": ["requests"]})
             model = mixture(**ROUTINGS[routing])
             made[routing] = TrainedRun(run=RunDir(tiny_base), config=config, model=model, tokenizer=tokenizer)
-        return HarnessModel(made[routing], batch_size=batch_size, **SPEAKERS[speaker], **limits)
+        return HarnessModel(made[routing], batch_size=batch_size, speaker=SPEAKERS[speaker], **limits)
 
     return make
 
@@ -60,7 +60,7 @@ def alone(harness: HarnessModel, speaker: str, context: list[int], continuation:
     trained = harness._trained
     ids = torch.tensor([context + continuation])
     asked = torch.arange(ids.shape[1])[None] < len(context)
-    with trained.speaking(**{"expert": None, "base_alone": False} | SPEAKERS[speaker]):
+    with trained.speaking(SPEAKERS[speaker]):
         logits = trained.model(input_ids=ids, prompt_mask=asked, use_cache=False).logits[0].double()
     said = logits[len(context) - 1 : -1]
     wanted = ids[0, len(context) :]
@@ -151,7 +151,7 @@ def greedy(harness: HarnessModel, speaker: str, context: str, number: int) -> li
     """The most likely ids, one full pass for each."""
     trained, ids = harness._trained, harness.tok_encode(context)
     length = len(ids)
-    with trained.speaking(**{"expert": None, "base_alone": False} | SPEAKERS[speaker]):
+    with trained.speaking(SPEAKERS[speaker]):
         for _ in range(number):
             asked = torch.arange(len(ids))[None] < length
             logits = trained.model(input_ids=torch.tensor([ids]), prompt_mask=asked, use_cache=False).logits
@@ -233,7 +233,7 @@ def test_bos_stands_before_plain_text_alone(make_harness: Any) -> None:
 
 def test_what_cannot_be_asked_is_told(make_harness: Any) -> None:
     with pytest.raises(TunerError, match="no expert 'nobody'"):
-        HarnessModel(make_harness("token")._trained, expert="nobody")
+        HarnessModel(make_harness("token")._trained, speaker=Speaker(kind="expert", expert="nobody"))
     harness = make_harness("token", max_length=8)
     with pytest.raises(DataError, match="1 to max_length=8 tokens, got 9"):
         harness._loglikelihood_tokens([(None, [5], [5] * 9)], True)
@@ -245,9 +245,9 @@ def test_the_harness_makes_the_model_of_a_run_by_its_arguments(finished_run: Pat
     make = get_model("dylora").create_from_arg_string
     found = make(f"run={finished_run},expert=expert_1,batch_size=3,max_length=64", {"device": "cuda:0"})
     assert isinstance(found, HarnessModel)
-    assert (found._expert, found._base_alone, found.batch_size, found.max_length) == ("expert_1", False, 3, 64)
+    assert (found._speaker.name, found.batch_size, found.max_length) == ("expert-expert_1", 3, 64)
     base = make(f"run={finished_run},base=True", {"batch_size": 5, "max_batch_size": None})
-    assert (base._expert, base._base_alone, base.batch_size, base.max_length) == (None, True, 5, 256)
+    assert (base._speaker.name, base.batch_size, base.max_length) == ("base", 5, 256)
 
 
 @pytest.mark.parametrize(

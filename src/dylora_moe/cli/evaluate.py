@@ -16,6 +16,7 @@ from dylora_moe.cli.show_evaluation import (
     show_matrix,
     show_measured,
     show_similarity,
+    show_tasks,
 )
 
 
@@ -56,6 +57,12 @@ from dylora_moe.cli.show_evaluation import (
     metavar="FILE",
     help="Let RUN solve the problems of a file of MBPP or HumanEval; its programs run in a sandbox.",
 )
+@click.option(
+    "--harness",
+    "tasks",
+    metavar="TASK,...",
+    help="Let RUN answer tasks of lm-evaluation-harness, in the template it was trained with; needs the extra harness.",
+)
 @click.option("--samples", default=1, show_default=True, type=click.IntRange(1), help="Answers a problem, with --code.")
 @click.option(
     "--sandbox",
@@ -67,7 +74,8 @@ from dylora_moe.cli.show_evaluation import (
 @click.option(
     "--rows",
     type=click.IntRange(1),
-    help="At most so many: questions a level (20 unless said), rows of a domain with --answers, problems with --code.",
+    help="At most so many: questions a level (20 unless said), rows of a domain with --answers, problems with --code, "
+    "rows of a task with --harness.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output.")
 def command(
@@ -80,6 +88,7 @@ def command(
     made_in: Path | None,
     answers: bool,
     problems: Path | None,
+    tasks: str | None,
     samples: int,
     sandbox: str,
     rows: int | None,
@@ -91,8 +100,8 @@ def command(
     """
     if expert and base_alone:
         raise click.UsageError("--expert and --base exclude each other.")
-    if sum((each, bool(others), made_in is not None, answers, problems is not None)) > 1:
-        raise click.UsageError("--experts, --compare, --levels, --answers and --code exclude each other.")
+    if sum((each, bool(others), made_in is not None, answers, problems is not None, tasks is not None)) > 1:
+        raise click.UsageError("--experts, --compare, --levels, --answers, --code and --harness exclude each other.")
     if (expert or base_alone) and (each or others):
         raise click.UsageError("--expert and --base say who answers; leave them out with --experts and --compare.")
     quiet_libraries()
@@ -117,6 +126,11 @@ def command(
         how = {"split": split or "test", "samples": samples, "rows": rows, "sandbox": sandbox}
         record = evaluate_code(run, problems, speakers, **how, tell=tell)
         show_code(console, record)
+    elif tasks is not None:
+        from dylora_moe.evaluate.harness import run_harness
+
+        record = run_harness(run, tasks.split(","), speaker=speaker, limit=rows, chat=True, tell=tell)
+        show_tasks(console, record)
     elif answers:
         from dylora_moe.evaluate.answers import evaluate_answers
 

@@ -154,6 +154,24 @@ def show_code(console: Console, record: Mapping[str, Any]) -> None:
     console.print(f"Verdict: {example['verdict']}. {example['detail']}", highlight=False, markup=False)
 
 
+def show_tasks(console: Console, record: Mapping[str, Any]) -> None:
+    """Figures of public tasks."""
+    table = Table(title=f"Tasks of lm-evaluation-harness {record['lm_eval']}", title_justify="left")
+    for column in ("task", "metric", "figure", "standard error", "rows", "examples shown"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for name, task in record["tasks"].items():
+        for metric in task["metrics"]:
+            table.add_row(
+                escape(name),
+                escape(metric["metric"] + ("" if metric["filter"] == "none" else f", {metric['filter']}")),
+                f"{metric['value']:.4f}",
+                "" if metric["stderr"] is None else f"{metric['stderr']:.4f}",
+                "" if task["rows"] is None else f"{task['rows']:,}",
+                str(task["num_fewshot"] or 0),
+            )
+    console.print(table)
+
+
 def show_levels(console: Console, record: Mapping[str, Any]) -> None:
     """Levels asked for and found of a model's answers."""
     told = record["levels_found"]

@@ -6,7 +6,6 @@ harness does not find models of other packages by itself.
 # pyright: reportMissingImports=false
 
 import difflib
-import hashlib
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import ConfigError, DataError, DyLoraError
-from dylora_moe.evaluate.load import load_run, speaker
-from dylora_moe.run_dir import EVAL, FINAL, RunDir
+from dylora_moe.evaluate.load import Speaker, load_run
+from dylora_moe.evaluate.run import model_digest
+from dylora_moe.run_dir import EVAL, RunDir
 
 
 def run_harness(
     folder: Path,
     tasks: Sequence[str],
     *,
-    expert: str | None = None,
-    base_alone: bool = False,
+    speaker: Speaker | None = None,
     limit: int | None = None,
     include_path: Path | None = None,
     chat: bool = False,
@@ -38,8 +37,7 @@ def run_harness(
     Args:
         folder: Of the run.
         tasks: Names of tasks, groups or tags; `*` stands for any letters.
-        expert: Answers alone where it is given.
-        base_alone: The base answers, without experts.
+        speaker: Who answers; None for the mixture.
         limit: Rows of each task, its first ones; None for all.
         include_path: A folder with tasks of one's own, as YAML files. Functions that they name are run.
         chat: Ask in the chat template that the run was trained with; the tasks' plain text otherwise.
@@ -54,14 +52,14 @@ def run_harness(
         RunError: No run folder, or a run that is not finished.
         TunerError: There is no such expert.
     """
-    model_class = _import_model()
+    model_class, speaker = _import_model(), speaker or Speaker()
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     names = _match(tasks, manager)
     trained = load_run(folder, progress=tell)
-    model = model_class(trained, expert=expert, base_alone=base_alone, batch_size=trained.config.eval_batch_size)
+    model = model_class(trained, speaker=speaker, batch_size=trained.config.eval_batch_size)
     tell(f"Measuring {', '.join(names)} ...")
     with _no_foreign_code():
         try:
@@ -80,9 +78,9 @@ def run_harness(
                 f"got {type(error).__name__}: {str(error)[:300]}. Connect, or take tasks whose rows are files here."
             ) from error
     assert results is not None  # of this process alone
-    name = f"{EVAL}/harness-{speaker(expert=expert, base_alone=base_alone)}.json"
+    name = f"{EVAL}/harness-{speaker.name}.json"
     record = _record(results, limit=limit, chat=chat)
-    known = _known(trained.run, name, digest := _digest(trained.run / FINAL))
+    known = _known(trained.run, name, digest := model_digest(trained.run))
     record = {"lm_eval": version("lm_eval"), "model": digest, "tasks": known | record}
     trained.run.write(name, record)
     return record
@@ -215,15 +213,6 @@ def _known(run: RunDir, name: str, digest: str) -> dict[str, Any]:
         return {}
     before = run.read(name)
     return before["tasks"] if before.get("model") == digest else {}
-
-
-def _digest(folder: Path) -> str:
-    """Of all files of a model's folder, by which it is known."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dylora_moe.data.batching import pad_left, pad_token_id
 from dylora_moe.data.templates import end_token_id
 from dylora_moe.errors import ConfigError, DataError
-from dylora_moe.evaluate.load import TrainedRun, load_run
+from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
 from dylora_moe.tuner.head import read_head
 
 ARGUMENTS = ("run", "expert", "base", "batch_size", "max_length")
@@ -56,8 +56,7 @@ class HarnessModel(TemplateLM):
 
     Args:
         trained: The run, loaded.
-        expert: Answers alone where it is given.
-        base_alone: The base answers, without experts.
+        speaker: Who answers; None for the mixture.
         batch_size: Rows in one pass.
         max_length: The most tokens of a row; longer ones lose their beginning. None for what the base takes.
 
@@ -69,13 +68,12 @@ class HarnessModel(TemplateLM):
         self,
         trained: TrainedRun,
         *,
-        expert: str | None = None,
-        base_alone: bool = False,
+        speaker: Speaker | None = None,
         batch_size: int = 8,
         max_length: int | None = None,
     ) -> None:
         super().__init__()
-        self._trained, self._expert, self._base_alone = trained, expert, base_alone
+        self._trained, self._speaker = trained, speaker or Speaker()
         self._model = trained.model.eval()
         self._head = read_head(self._model.lm)
         self._device, self.batch_size = self._model.device, batch_size
@@ -119,8 +117,7 @@ class HarnessModel(TemplateLM):
         limits = {name: _count(name, given[name]) for name in ("batch_size", "max_length") if given.get(name)}
         return cls(
             trained,
-            expert=None if expert is None else str(expert),
-            base_alone=base_alone,
+            speaker=Speaker.chosen(expert=None if expert is None else str(expert), base_alone=base_alone),
             batch_size=limits.get("batch_size", trained.config.eval_batch_size),
             max_length=limits.get("max_length"),
         )
@@ -305,7 +302,7 @@ class HarnessModel(TemplateLM):
         return any(token.special and token.content == text for token in self.tokenizer.added_tokens_decoder.values())
 
     def _speaking(self) -> Any:
-        return self._trained.speaking(expert=self._expert, base_alone=self._base_alone)
+        return self._trained.speaking(self._speaker)
 
 
 def _count(name: str, value: Any) -> int:
