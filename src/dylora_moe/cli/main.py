@@ -20,6 +20,7 @@ _VERBS = {
     "config": ("config", "Show, explain and check settings; presets of machines."),
     "generate": ("generate", "Make data with a second model that answers questions."),
     "data": ("data", "List data sets, and look at what a recipe would train on."),
+    "doctor": ("doctor", "Check what this machine can do: sandboxes for programs that a model wrote."),
 }
 
 

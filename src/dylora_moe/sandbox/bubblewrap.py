@@ -68,7 +68,7 @@ def _walls(is_root: bool) -> list[str]:
     own_user = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return [
         *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
-        *(() if is_root else ("--unshare-user", "--disable-userns")),
+        *(() if is_root else ("--unshare-user",)),
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox"),
         *("--cap-drop", "ALL"),
         *(own_user if is_root else ()),

@@ -74,5 +74,4 @@ def _settings(installation: Installation, folder: Path, limits: Limits) -> dict[
         "cwd": str(folder),
         "clean_env": True,
         "max_processes": limits.processes + 1,  # the stage is one
-        "no_coredump": True,
     }

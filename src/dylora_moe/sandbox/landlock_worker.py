@@ -23,8 +23,10 @@ _CAPABILITIES_VERSION_3 = 0x20080522
 def main() -> None:
     """Exits with the program's code, or 128 and the signal's number, or 125 where sandlock did not start it."""
     sys.path.insert(0, sys.argv[1])
-    from sandlock import Sandbox, StdioMode
+    from sandlock import Sandbox, StdioMode, landlock_abi_version, min_landlock_abi
 
+    if landlock_abi_version() < min_landlock_abi():
+        sys.exit(f"Linux 6.12 is needed, with Landlock: version {min_landlock_abi()}, got {landlock_abi_version()}")
     settings, command = json.loads(sys.argv[2])
     report, alive = int(sys.argv[3]), int(sys.argv[4])
     os.set_inheritable(report, False)

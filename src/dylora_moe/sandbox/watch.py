@@ -20,6 +20,8 @@ _LOOK_EVERY = 0.1
 # A look reads a file for every process of the machine: at most this share of one processor.
 _MOST_OF_A_PROCESSOR = 0.05
 _MOST_FILES = 10_000
+_LONGEST_PATH = 2_000
+_BLOCK = 512
 _CHUNK = 1 << 16
 # bwrap and the stage, or sandlock's process and the stage.
 _OWN_PROCESSES = 2
@@ -74,14 +76,14 @@ def run_watched(launch: Launch, program: str, limits: Limits) -> Outcome:
         ending = run.follow(program.encode())
         status, cpu = run.end()
         wall = time.monotonic() - started
-    said, mark, errors = run.errors.content.partition(stage.STARTED)
+    said, mark, errors = bytes(run.errors.content).partition(stage.STARTED)
     if not mark:
         cause = _text(said).strip().rpartition("\n")[2] or f"it ended with status {status}"
         raise SandboxError(
             f"The sandbox must start the program, and it did not: {cause.rstrip('.')}. "
             "`dylora doctor sandbox` shows which sandboxes work here."
         )
-    stdout, stderr = _text(run.output.content), _text(errors[: limits.output_bytes])
+    stdout, stderr = _text(bytes(run.output.content)), _text(errors[: limits.output_bytes])
     ended = ending or _ending(status, cpu, stderr, limits)
     return Outcome(
         ended=ended,
@@ -122,7 +124,7 @@ class _Captured:
     def __init__(self, pipe: IO[bytes] | None, most: int) -> None:
         assert pipe is not None
         os.set_blocking(pipe.fileno(), False)
-        self.pipe, self.content, self._most = pipe, b"", most
+        self.pipe, self.content, self._most = pipe, bytearray(), most
         self.is_over = False
 
     def read(self) -> bool:
@@ -216,8 +218,10 @@ class _Run:
             return "memory"
         if len(alive) > self._limits.processes + _OWN_PROCESSES:
             return "processes"
-        if self._launch.folder and _is_larger(self._launch.folder, self._limits.file_bytes):
-            return "disk"
+        if self._launch.folder is not None:
+            room = self._limits.file_bytes - _deleted_bytes(self._launch.folder, alive)
+            if room < 0 or _is_larger(self._launch.folder, room):
+                return "disk"
         return None
 
 
@@ -287,10 +291,11 @@ def _reap(process: "subprocess.Popen[bytes]", options: int) -> tuple[int, float]
 @contextmanager
 def _exit_event(pid: int) -> Iterator[int | None]:
     """A file descriptor that can be read once a process has ended, on Linux."""
-    if not hasattr(os, "pidfd_open"):
+    try:
+        event = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or an old one
         yield None
         return
-    event = os.pidfd_open(pid)
     try:
         yield event
     finally:
@@ -304,18 +309,31 @@ def _has_more(pipe: IO[bytes]) -> bool:
 
 
 def _is_larger(folder: Path, most: int) -> bool:
-    """Whether files of a folder take more room than that, or are very many. They may come and go meanwhile."""
+    """Whether files of a folder take more room than that, are very many, or are hidden from who counts them."""
     total = count = 0
-    for where, _, names in os.walk(folder):
+    hidden: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=hidden.append):
         for name in names:
-            try:
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512
-            except OSError:
-                continue
-        count += len(names)
-        if total > most or count > _MOST_FILES:
+            with suppress(FileNotFoundError):  # they may come and go meanwhile
+                total += os.lstat(os.path.join(where, name)).st_blocks * _BLOCK
+        count += len(names) + len(folders)
+        if total > most or count > _MOST_FILES or len(where) > _LONGEST_PATH:
             return True
-    return False
+    return any(not isinstance(error, FileNotFoundError) for error in hidden)
+
+
+def _deleted_bytes(folder: Path, processes: Sequence[tree.Process]) -> int:
+    """Room that files take which have no name any more, but are open."""
+    device = folder.stat().st_dev
+    found: dict[int, int] = {}
+    for process in processes:
+        with suppress(OSError):
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                with suppress(OSError):
+                    status = entry.stat()
+                    if status.st_dev == device and not status.st_nlink:
+                        found[status.st_ino] = status.st_blocks * _BLOCK
+    return sum(found.values())
 
 
 def _text(content: bytes) -> str:
