@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -100,9 +100,10 @@ def test_a_program_has_no_rights(sandbox: Sandbox) -> None:
 import ctypes
 sets = (ctypes.c_uint32 * 6)()
 failed = ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(0x20080522, 0), sets)
-print(failed, list(sets))
+effective, permitted = sets[0] | sets[3], sets[1] | sets[4]
+print(failed, effective, permitted)
 """
-    assert sandbox.run(program, LIMITS).stdout == "0 [0, 0, 0, 0, 0, 0]\n"
+    assert sandbox.run(program, LIMITS).stdout == "0 0 0\n"
 
 
 def test_packages_are_not_there(sandbox: Sandbox) -> None:
@@ -182,7 +183,8 @@ def until_some(process: "subprocess.Popen[bytes]") -> Sequence[psutil.Process]:
     """The processes below one, once the program runs among them."""
     for _ in range(300):
         found = psutil.Process(process.pid).children(recursive=True)
-        if any(re.search(r"-I main\.py$", " ".join(each.cmdline())) for each in found if each.is_running()):
-            return found
+        with suppress(psutil.Error):  # one that has just ended
+            if any(re.search(r"-I main\.py$", " ".join(each.cmdline())) for each in found):
+                return found
         time.sleep(0.05)
     pytest.fail("the program did not start")

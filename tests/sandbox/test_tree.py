@@ -13,7 +13,7 @@ from dylora_moe.sandbox import tree
 def test_it_finds_children_and_theirs_with_what_they_use() -> None:
     code = (
         "import os, time\nkept = b'x' * 30_000_000\nwhile time.process_time() < 0.3: pass\n"
-        "os.fork()\nprint('ready', flush=True)\ntime.sleep(60)"
+        "os.fork()\nos.write(1, b'ready\\n')\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -357,7 +357,7 @@ def _attack(
 ATTACKS = (
     _attack("fork bomb", "no more processes at once than the limit", _FORK_BOMB, _processes),
     _attack("memory", "no more memory than the limit", _MEMORY, _memory),
-    _attack("memory of many", "no more memory of all processes than the limit", _MEMORY_OF_MANY, _memory),
+    _attack("memory of many", "the run ends once all processes pass the limit", _MEMORY_OF_MANY, _unless("memory")),
     _attack("nameless files", "no memory that no limit counts", _NAMELESS_FILES, _files),
     _attack("one large file", "no file above the limit", _ONE_FILE, _files),
     _attack("many files", "no folder above the limit, but for a moment", _MANY_FILES, _files),

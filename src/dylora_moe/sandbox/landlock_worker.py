@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 
 _SET_CHILD_SUBREAPER, _DROP_BOUNDING_CAPABILITY, _LAST_CAPABILITY = 36, 24, 63
@@ -62,7 +63,8 @@ def _give_up_rights(libc: ctypes.CDLL) -> None:
 
 def _end_with(alive: int) -> None:
     os.read(alive, 1)
-    _kill_children()
+    while _kill_children():  # of one that dies, the children come here
+        time.sleep(0.01)
     os._exit(125)
 
 
@@ -74,11 +76,16 @@ def _end_children() -> None:
             os.waitpid(-1, 0)
 
 
-def _kill_children() -> None:
+def _kill_children() -> int:
+    """How many were alive."""
+    killed = 0
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+            if int(parent) == os.getpid() and state not in (b"Z", b"X"):
                 os.kill(int(name), signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 if __name__ == "__main__":
