@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,22 @@ def test_a_sandbox_that_protects_too_much_to_run_python_is_passed_over(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert "must pass, it failed" in try_back_end("bubblewrap").reason
+
+
+def test_where_bubblewrap_itself_works_so_does_the_sandbox() -> None:
+    """So that a mistake of ours does not pass as a machine without it."""
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--size", "4096", "--tmpfs", "/tmp", "true"]
+    if shutil.which("bwrap") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("bubblewrap is not installed here, or makes no namespaces")
+    assert try_back_end("bubblewrap").reason == ""
+
+
+def test_where_sandlock_itself_works_so_does_the_sandbox() -> None:
+    code = "import sandlock; print(sandlock.Sandbox(fs_readable=['/']).run(['/bin/true']).success)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if run.stdout != "True\n":
+        pytest.skip(f"sandlock does not work here: {run.stdout}{run.stderr[-300:]}")
+    assert try_back_end("sandlock").reason == ""
 
 
 def test_none_is_taken_by_its_name_alone() -> None:

@@ -94,6 +94,25 @@ def test_environment_and_input_are_empty(any_sandbox: Sandbox, monkeypatch: pyte
     assert outcome.stdout in ("[] ''\n", "['LC_CTYPE'] ''\n")  # Python itself sets the second, where it has no locale
 
 
+def test_limits_are_held_by_the_kernel_and_cannot_be_raised(any_sandbox: Sandbox) -> None:
+    program = """
+import resource
+for name in ("AS", "FSIZE", "CORE", "CPU"):
+    kind = getattr(resource, f"RLIMIT_{name}")
+    print(name, *resource.getrlimit(kind))
+    if name != "CPU":
+        try:
+            resource.setrlimit(kind, (1 << 40, 1 << 40))
+            print("raised", name)
+        except (OSError, ValueError):
+            pass
+"""
+    said = any_sandbox.run(program, Limits(memory_bytes=300 << 20, file_bytes=3 << 20, cpu_seconds=2.5)).stdout
+    held = f"AS {300 << 20} {300 << 20}\nFSIZE {3 << 20} {3 << 20}\nCORE 0 0\nCPU 3 4\n"
+    assert "".join(line for line in said.splitlines(True) if "raised" not in line) == held
+    assert "raised" not in said or any_sandbox.name == "none"  # root may
+
+
 def test_a_program_has_no_rights(sandbox: Sandbox) -> None:
     """Those of root, such as to make the device of a disk; source: capget(2)."""
     program = """
@@ -157,8 +176,9 @@ def test_an_interrupted_run_leaves_nothing(any_sandbox: Sandbox) -> None:
 def test_a_program_ends_with_the_process_that_runs_it(name: str) -> None:
     works(name)
     code = (
-        "from dylora_moe.sandbox import Limits, find_sandbox\n"
-        f"find_sandbox({name!r}).run('import time; time.sleep(100)', Limits(wall_seconds=100))"
+        "from dylora_moe.sandbox import Limits, bubblewrap, landlock\n"
+        "make = {'bubblewrap': bubblewrap.bubblewrap, 'sandlock': landlock.landlock}\n"
+        f"make[{name!r}]().run('import time; time.sleep(100)', Limits(wall_seconds=100))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(dylora_moe.__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)

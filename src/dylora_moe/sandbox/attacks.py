@@ -166,6 +166,27 @@ for number in range(64):
 print("got 64 MB in files without a name")
 """
 
+_FILES_ELSEWHERE = """
+import os
+held = 0
+places = ("/", "/dev", "/dev/shm", "/etc", "/proc", "/run", "/tmp", "/usr", "/var/tmp", os.path.dirname(os.__file__))
+for where in places:
+    made = []
+    try:
+        for number in range(16):
+            made.append(os.path.join(where, f"{token}-{number}"))
+            with open(made[-1], "wb", buffering=0) as file:
+                held += file.write(b"x" * (1 << 20))
+    except OSError:
+        pass
+    if where != os.getcwd():
+        for path in made:
+            if os.path.exists(path):
+                os.unlink(path)
+if held > 12 << 20:
+    print("got", held >> 20, "MB in files elsewhere")
+"""
+
 _READ_FILES = """
 import os
 for path in [*secret_files, own_source, "/etc/shadow"]:
@@ -362,6 +383,7 @@ ATTACKS = (
     _attack("one large file", "no file above the limit", _ONE_FILE, _files),
     _attack("many files", "no folder above the limit, but for a moment", _MANY_FILES, _files),
     _attack("deleted files", "no more in files without a name, either", _DELETED_FILES, _files),
+    _attack("files elsewhere", "no folder without a limit", _FILES_ELSEWHERE, _said),
     _attack("read secret files", "no file of the home, the project or the system is read", _READ_FILES, _secrets),
     _attack("read environments", "no variable of this or another process is seen", _READ_ENVIRONMENT, _secrets),
     _attack("reach this machine", "no listener of this machine is called", _CALL_HOME, _connections),
