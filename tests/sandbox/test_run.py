@@ -16,7 +16,6 @@ import psutil
 import pytest
 from tests.sandbox.conftest import PROTECTING, works
 
-import dylora_moe
 from dylora_moe.errors import SandboxError
 from dylora_moe.sandbox import Limits, Sandbox
 from dylora_moe.sandbox.watch import Launch, run_watched
@@ -180,7 +179,7 @@ def test_a_program_ends_with_the_process_that_runs_it(name: str) -> None:
         "make = {'bubblewrap': bubblewrap.bubblewrap, 'sandlock': landlock.landlock}\n"
         f"make[{name!r}]().run('import time; time.sleep(100)', Limits(wall_seconds=100))"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(dylora_moe.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     with killed_afterwards(process):
         inside = until_some(process)
