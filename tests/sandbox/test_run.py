@@ -172,14 +172,14 @@ def test_an_interrupted_run_leaves_nothing(any_sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PROTECTING if name != "docker"])
-def test_a_program_ends_with_the_process_that_runs_it(name: str) -> None:
+def test_a_program_ends_with_the_process_that_runs_it(name: str, tmp_path: Path) -> None:
     works(name)
     code = (
         "from dylora_moe.sandbox import Limits, bubblewrap, landlock\n"
         "make = {'bubblewrap': bubblewrap.bubblewrap, 'sandlock': landlock.landlock}\n"
         f"make[{name!r}]().run('import time; time.sleep(100)', Limits(wall_seconds=100))"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     with killed_afterwards(process):
         inside = until_some(process)
@@ -187,6 +187,7 @@ def test_a_program_ends_with_the_process_that_runs_it(name: str) -> None:
         process.wait()
         psutil.wait_procs(inside, timeout=10)
         assert not [each for each in inside if each.is_running()]
+        assert not list(tmp_path.iterdir())
 
 
 @contextmanager

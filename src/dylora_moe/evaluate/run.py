@@ -104,11 +104,11 @@ def is_measured(run: RunDir, speaker: Speaker, split: Split) -> bool:
 
 
 def model_digest(run: RunDir) -> str:
-    """A hash of the router and the experts that the run ended with."""
+    """A hash of all that the run ended with: router, experts, tokenizer and template."""
     digest = hashlib.sha256()
-    for path in sorted((run / FINAL).rglob("*.safetensors")):
-        digest.update(path.relative_to(run.path).as_posix().encode())
-        digest.update(path.read_bytes())
+    for path in sorted(path for path in (run / FINAL).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(run.path).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -37,9 +38,11 @@ def main() -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
     if os.geteuid() == 0:
         _give_up_rights(libc)
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    leaving = threading.Lock()
+    threading.Thread(target=_end_with, args=(alive, settings["cwd"], leaving), daemon=True).start()
     process = Sandbox(**settings).popen(command, StdioMode.INHERIT, StdioMode.INHERIT, StdioMode.INHERIT)
     result = process.wait()
+    leaving.acquire()  # for good: one of the two threads ends this process
     _end_children()
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     os.write(report, f"{usage.ru_utime + usage.ru_stime:.3f}".encode())
@@ -61,10 +64,13 @@ def _give_up_rights(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _end_with(alive: int) -> None:
+def _end_with(alive: int, folder: str, leaving: threading.Lock) -> None:
+    """Ends everything once our process is gone, and removes the folder that it no longer can."""
     os.read(alive, 1)
+    leaving.acquire()
     while _kill_children():  # of one that dies, the children come here
         time.sleep(0.01)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(125)
 
 
