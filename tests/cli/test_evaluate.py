@@ -64,3 +64,49 @@ def test_people_read_tables(dylora: Run, run: Path) -> None:
 def test_an_expert_that_is_not_there_is_told(dylora: Run, run: Path) -> None:
     outcome = dylora("evaluate", run, "--expert", "nobody", "--json")
     assert outcome.code == 1 and outcome.out == "" and "no expert 'nobody'; there are expert_0" in outcome.err
+
+
+def test_every_expert_is_told_on_every_domain(dylora: Run, run: Path) -> None:
+    outcome = dylora("evaluate", run, "--experts")
+    assert outcome.code == 0
+    for shown in ("expert expert_0", "dense", "best expert of each row", "How alike the experts are"):
+        assert shown in outcome.out
+    found = dylora("evaluate", run, "--experts", "--json").json()
+    assert {"measured", "matrix", "similarity"} == set(found) and (run / "eval" / "matrix.json").is_file()
+
+
+def test_two_runs_are_told_side_by_side(dylora: Run, run: Path, finished: Any, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(finished.folder, tmp_path / "other"))
+    outcome = dylora("evaluate", run, "--compare", other)
+    assert outcome.code == 0 and "against" in outcome.out and "+0.000" in outcome.out
+    found = dylora("evaluate", run, "--compare", other, "--json").json()
+    assert [each["p"] for each in found["others"][0]["domains"]] == [1.0] * 3
+
+
+def test_right_answers_are_counted(dylora: Run, run: Path) -> None:
+    outcome = dylora("evaluate", run, "--answers", "--rows", "2")
+    assert outcome.code == 0 and "Right answers" in outcome.out and "the whole answer" in outcome.out
+
+
+def test_problems_are_solved_in_a_sandbox(dylora: Run, run: Path, tmp_path: Path) -> None:
+    task = {"task_id": 11, "text": "Return 1.", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps(task))
+    # Asked for in so many words: the program is the reference above, or what a random model writes, which is none.
+    outcome = dylora("evaluate", run, "--code", tmp_path / "mbpp.jsonl", "--sandbox", "none")
+    assert outcome.code == 0
+    for shown in ("pass@1", "Sandbox: none", "mbpp/11", "Return 1.", "All 1 reference solutions passed", "Verdict"):
+        assert shown in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--expert", "expert_0", "--base"), "--expert and --base exclude each other"),
+        (("--experts", "--answers"), "exclude each other"),
+        (("--experts", "--base"), "leave them out with --experts"),
+        (("--split", "dev"), "'validation', 'test'"),
+    ],
+)
+def test_options_that_contradict_are_told(dylora: Run, run: Path, options: tuple[str, ...], told: str) -> None:
+    outcome = dylora("evaluate", run, *options)
+    assert outcome.code == 2 and told in outcome.err and not (run / "eval").exists()

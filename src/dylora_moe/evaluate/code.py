@@ -83,8 +83,8 @@ def evaluate_code(
     if rows is not None and rows < there:
         problems = sorted(random.Random(0).sample(problems, rows), key=problems.index)
     box = find_sandbox(sandbox)
-    check_references(problems, box, tell)
     trained = load_run(folder, progress=tell)
+    check_references(problems, box, tell)
     measured, example = [], None
     for speaker in speakers:
         verdicts, answers = _solve(trained, speaker, problems, samples, box, tell)
