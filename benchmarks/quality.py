@@ -13,14 +13,13 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import click
 import torch
 from _measure import environment
 from rich.console import Console
-from rich.table import Table
 
 from dylora_moe.config import make_config
 from dylora_moe.evaluate.intervals import holm, paired_difference
@@ -239,26 +238,55 @@ def _over_seeds(rows_by_seed: Sequence[Sequence[Row]]) -> dict[tuple[str, str], 
     return {key: (mean(row["nll"] for row in each), each[0]["tokens"]) for key, each in together.items()}
 
 
-def show(record: Mapping[str, Any], console: Console) -> None:
-    """The table of the test, and what differs from the two single LoRAs beyond chance."""
+def losses_table(record: Mapping[str, Any]) -> str:
+    """Test losses in Markdown, as `docs/quality.md` has them: the best trained contender of each column in bold."""
     domains = list(DOMAINS)
-    table = Table(title="Loss on test rows, nats an answer token: mean of the seeds", title_justify="left")
-    for column in ("contender", "rate", *domains, "mean", "of the seeds", "next token right"):
-        table.add_column(column, justify="left" if column == "contender" else "right")
+    trained = {name: each for name, each in record["test"].items() if name != BASE}
+    best = {domain: min(each["loss"][domain] for each in trained.values()) for domain in domains}
+    best_mean = min(each["mean_loss"] for each in trained.values())
+    lines = [
+        f"| contender | learning rate | {' | '.join(domains)} | mean | of the seeds | next token right |",
+        "| --- |" + " ---: |" * (len(domains) + 4),
+    ]
     for name, each in record["test"].items():
         seeds = each["mean_loss_by_seed"]
+        cells = [
+            _bold(each["loss"][domain], name != BASE and each["loss"][domain] == best[domain]) for domain in domains
+        ]
+        mean_cell = _bold(each["mean_loss"], name != BASE and each["mean_loss"] == best_mean)
         spread = f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
-        losses = [f"{each['loss'][domain]:.3f}" for domain in domains]
-        rate = record["best"].get(name, "")
-        table.add_row(name, str(rate), *losses, f"{each['mean_loss']:.3f}", spread, f"{each['mean_accuracy']:.1%}")
-    console.print(table)
-    for pair, found in record["compared"].items():
-        told = ", ".join(
-            f"{domain} {each['difference']:+.3f}" + ("*" if each["p_holm"] < 0.05 else "")
-            for domain, each in found.items()
+        rate = f"{record['best'][name]:g}" if name in record["best"] else ""
+        lines.append(
+            f"| {name} | {rate} | {' | '.join(cells)} | {mean_cell} | {spread} | {each['mean_accuracy']:.1%} |"
         )
-        console.print(f"{pair}: {told}", highlight=False)
-    console.print("Below 0 the first is better; * where chance would rarely make it (p < 0.05, Holm's correction).")
+    return "\n".join(lines)
+
+
+def differences_table(record: Mapping[str, Any]) -> str:
+    """Mixtures less the others, in Markdown; bold where chance would rarely make it."""
+    domains = list(DOMAINS)
+    lines = [f"| first, less second | {' | '.join(domains)} |", "| --- |" + " ---: |" * len(domains)]
+    for pair, found in record["compared"].items():
+        cells = [
+            ("**{}**" if found[domain]["p_holm"] < 0.05 else "{}").format(f"{found[domain]['difference']:+.3f}")
+            for domain in domains
+        ]
+        lines.append(f"| {pair.replace(' against ', ', less ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rates_table(record: Mapping[str, Any]) -> str:
+    """Validation loss by learning rate, in Markdown; the one that was taken in bold."""
+    rates = list(next(iter(record["validation"].values())))
+    lines = [f"| contender | {' | '.join(rates)} |", "| --- |" + " ---: |" * len(rates)]
+    for name, losses in record["validation"].items():
+        cells = [_bold(losses[rate], losses[rate] == min(losses.values())) for rate in rates]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bold(value: float, is_best: bool) -> str:
+    return f"**{value:.3f}**" if is_best else f"{value:.3f}"
 
 
 def measure(
@@ -347,10 +375,8 @@ def main(
         about = {"rows": wanted, "settings": settings, "contenders": entries, "seeds": seeds, "rates": rates}
         record = {**about, **found, "environment": environment(_ROOT)}
         out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    show(record, console)
-    for name, each in record["test"].items():
-        if len(each["mean_loss_by_seed"]) > 1:
-            console.print(f"{name}: deviation between seeds {stdev(each['mean_loss_by_seed']):.4f}", highlight=False)
+    for table in (rates_table, losses_table, differences_table):
+        console.print(table(record) + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
