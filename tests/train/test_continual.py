@@ -57,7 +57,7 @@ def test_what_is_learned_is_neither_forgotten_nor_misrouted(whole: Any) -> None:
         assert name == DOMAINS[place] and skill.record.loss == pytest.approx(matrix[place][place], abs=1e-6)
         assert skill.record.base_loss == result["stages"][place]["base_loss"]
         assert not np.allclose(skill.sample.prompts, skill.sample.answers)
-    assert evaluate_run(run.path, progress=lambda text: None).mean_loss == pytest.approx(
+    assert evaluate_run(run.path, tell=lambda text: None)["routed"]["mean_loss"] == pytest.approx(
         result["summary"]["loss"]["average"], abs=1e-6
     )
 

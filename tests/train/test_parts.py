@@ -137,7 +137,7 @@ class Listener:
     """As much of a console as a run needs."""
 
     told: list[str]
-    is_terminal = False
+    is_terminal, quiet = False, True  # as of output that goes nowhere
 
     def print(self, text: Any = "", *args: Any, **kwargs: Any) -> None:
         self.told.append(str(text))

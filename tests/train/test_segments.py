@@ -24,7 +24,7 @@ def test_skills_are_found_where_nobody_says_where_they_begin(stream: Callable[..
     assert [stage["skill"] for stage in result["stages"]] == ["mixed_1", "mixed_2"]
     assert [stage["decision"]["kind"] for stage in result["stages"]] == ["grow", "grow"]
     assert train(config)["already_finished"]
-    assert len(evaluate_run(config.run_dir, progress=lambda text: None).domains) == 2
+    assert len(evaluate_run(config.run_dir, tell=lambda text: None)["routed"]["domains"]) == 2
 
 
 def test_a_short_stretch_has_rows_enough_for_a_decision(stream: Callable[..., RunConfig], tmp_path: Path) -> None:

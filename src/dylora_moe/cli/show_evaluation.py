@@ -85,7 +85,8 @@ def show_similarity(console: Console, record: Mapping[str, Any]) -> None:
 def show_comparison(console: Console, record: Mapping[str, Any]) -> None:
     """One run beside others, on the rows of both."""
     for other in record["others"]:
-        table = Table(title=f"{record['run']} against {other['run']}, {record['split']} rows", title_justify="left")
+        title = escape(f"{record['run']} against {other['run']}, {record['split']} rows")
+        table = Table(title=title, title_justify="left")
         for column in ("domain", "this run", "the other", "difference", "95 % interval", "p", "unit", "rows"):
             table.add_column(column, justify="left" if column in ("domain", "unit") else "right")
         for domain in other["domains"]:
@@ -132,7 +133,7 @@ def show_code(console: Console, record: Mapping[str, Any]) -> None:
     title = (
         f"{record['name']}, {record['split']} split: {record['problems']:,} problems, {record['samples']} samples each"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("answers")
     for k in record["k"]:
         table.add_column(f"pass@{k}", justify="right")
