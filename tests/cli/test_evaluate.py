@@ -104,6 +104,9 @@ def test_problems_are_solved_in_a_sandbox(dylora: Run, run: Path, tmp_path: Path
         (("--expert", "expert_0", "--base"), "--expert and --base exclude each other"),
         (("--experts", "--answers"), "exclude each other"),
         (("--experts", "--base"), "leave them out with --experts"),
+        (("--rows", "2"), "--rows goes with --levels"),
+        (("--samples", "2"), "go with --code"),
+        (("--harness", "x", "--split", "test"), "--split goes with losses"),
         (("--split", "dev"), "'validation', 'test'"),
     ],
 )

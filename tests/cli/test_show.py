@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.cli.show import command_name
+from dylora_moe.cli.show import command_name, printable
 
 
 @pytest.fixture
@@ -40,3 +40,8 @@ def test_its_path_where_the_shell_finds_none_or_another(program: Path, monkeypat
 def test_the_name_alone_when_started_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["-c"])
     assert command_name() == "dylora"
+
+
+def test_what_steers_a_terminal_is_seen_and_not_obeyed() -> None:
+    assert printable("a\x1b]0;owned\x07\tb\n\x9b2Jc") == "a\\x1b]0;owned\\x07\tb\n\\x9b2Jc"
+    assert printable("plain, with \u00e4 and \U0001f600") == "plain, with \u00e4 and \U0001f600"

@@ -56,7 +56,7 @@ def test_a_run_and_its_base_are_asked(finished_run: Path, tmp_path: Path, monkey
     found = evaluate_answers(run, rows=3, tell=silent)
     assert json.loads(json.dumps(found)) == RunDir(run).read("eval/answers.json")
     for domain in found["domains"]:
-        assert domain["rows"] == 3 and set(domain["speakers"]) == {"base", "routed"}
+        assert (domain["rows"], domain["rows_there"]) == (3, 6) and set(domain["speakers"]) == {"base", "routed"}
         assert all(0 <= each["share"] <= 1 for each in domain["speakers"].values())
     per_speaker = [sum(count for off, count in asked if off == disabled) for disabled in (True, False)]
     assert per_speaker == [3 * len(found["domains"])] * 2

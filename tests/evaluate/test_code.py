@@ -69,6 +69,7 @@ def test_answers_get_the_verdict_that_they_deserve(box: Sandbox, mbpp: Path) -> 
         "def f(:": "failed",
         "import sys\nsys.exit(0)": "left early",
         "import os\nos._exit(0)": "left early",
+        "def f():\n    return 1\n\nif __name__ == '__main__':\n    print(f(), input())": "passed",
         "while True: pass": "cpu time",
         "x = bytearray(1 << 40)": "memory",
     }
@@ -108,7 +109,7 @@ def test_a_run_and_its_base_are_asked_the_same(
     for each in found["speakers"]:
         assert sum(each["ended"].values()) == 10 and each["pass"]["1"] == 0.0, "random models solve nothing"
     assert found["example"]["prompt"] in prompts[True]
-    assert RunDir(run).read("eval/code-tasks.json") == json.loads(json.dumps(found))
+    assert RunDir(run).read("eval/code-tasks-test.json") == json.loads(json.dumps(found))
 
 
 def test_what_passes_is_counted(

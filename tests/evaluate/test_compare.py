@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import settings
 
+from dylora_moe.config import make_config
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate import compare
 from dylora_moe.evaluate.compare import compare_rows, compare_runs
 from dylora_moe.evaluate.load import Speaker
 from dylora_moe.evaluate.run import evaluate_run, is_measured, read_rows
 from dylora_moe.run_dir import RunDir
+from dylora_moe.train.run import train
 
 
 def silent(line: str) -> None:
@@ -71,15 +74,23 @@ def test_figures_of_another_model_in_the_folder_are_not_believed(finished_run: P
     assert is_measured(RunDir(run), Speaker(), "validation")
     assert not is_measured(RunDir(run), Speaker(kind="base"), "validation")
     assert read_rows(RunDir(run), Speaker(kind="base"), "validation") == []
+    kept = (run / "eval" / "rows" / "routed.jsonl").read_text()
+    (run / "eval" / "rows" / "routed.jsonl").write_text(kept.splitlines(keepends=True)[0])
+    assert not is_measured(RunDir(run), Speaker(), "validation"), "rows were lost"
+    (run / "eval" / "rows" / "routed.jsonl").write_text(kept)
+    assert is_measured(RunDir(run), Speaker(), "validation")
     router = run / "final" / "router.safetensors"
     router.write_bytes(router.read_bytes()[:-1] + b"\x7f")
     assert not is_measured(RunDir(run), Speaker(), "validation")
 
 
-def test_runs_without_a_row_in_common_are_refused(finished_run: Path, tmp_path: Path) -> None:
-    run, other = (Path(shutil.copytree(finished_run, tmp_path / name)) for name in ("run", "other"))
-    for path in (run, other):
-        evaluate_run(path, [Speaker()], tell=silent)
-    (other / "eval" / "rows" / "routed.jsonl").write_text("")
+def test_rows_of_which_another_part_is_foretold_are_not_the_same(
+    finished_run: Path, tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    changes = {"learn": "all", "max_steps": 1, "sample_tokens": 0}
+    config = make_config(settings(tiny_base, tiny_rows, tmp_path / "runs") | changes)
+    train(config)
+    other = config.run_dir
     with pytest.raises(DataError, match="have none in common"):
         compare_runs(run, [other], split="validation", tell=silent)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluate.intervals import holm, mean_interval, paired_difference, ratio_interval
+from dylora_moe.evaluate.intervals import holm, mean_interval, paired_difference, ratio_interval, share_interval
 
 
 def test_an_interval_covers_the_truth_in_nineteen_of_twenty_draws() -> None:
@@ -30,7 +30,23 @@ def test_an_interval_is_that_of_the_ratio_of_sums_and_not_of_the_mean_ratio() ->
 def test_intervals_are_the_same_every_time_and_none_of_one_row() -> None:
     values = list(np.random.default_rng(0).normal(size=30))
     assert mean_interval(values) == mean_interval(values)
-    assert mean_interval([1.0]) is None and mean_interval([2.0, 2.0]) == (2.0, 2.0)
+    assert mean_interval([1.0]) is None and mean_interval([2.0, 2.0]) is None
+
+
+def test_a_share_is_not_sure_because_all_rows_are_alike() -> None:
+    low, high = share_interval(0, 20)
+    assert low == 0.0 and high == pytest.approx(0.161, abs=0.002)  # Wilson's, by hand
+    low, high = share_interval(20, 20)
+    assert high == 1.0 and low == pytest.approx(0.839, abs=0.002)
+    assert share_interval(10, 100) == pytest.approx((0.0552, 0.1744), abs=0.001)
+    random, covered = np.random.default_rng(3), 0
+    for right in random.binomial(30, 0.1, size=400):
+        low, high = share_interval(int(right), 30)
+        covered += low <= 0.1 <= high
+    assert covered / 400 > 0.9
+    for right, of in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(DataError, match="a share needs"):
+            share_interval(right, of)
 
 
 def test_many_rows_take_little_memory() -> None:

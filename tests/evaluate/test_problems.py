@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluate.problems import extract_code, read_problems
+from dylora_moe.evaluate.problems import as_module, extract_code, read_problems
 
 MBPP = {"text": "Add.", "code": "def add(a, b):\r\n    return a + b", "test_list": ["assert add(1, 2) == 3"]}
 HUMAN_EVAL = {
@@ -72,6 +72,12 @@ def test_human_eval_takes_a_whole_function_or_the_rest_of_one(tmp_path: Path) ->
         ("Here it is:\n```py\nx = 1\n```\nIt sets x.\n```\ny\n```", "x = 1"),
         ("``` \nx = 1\n```", "x = 1"),
         ("```python\nx = 1\n", "x = 1"),  # cut off
+        ("```bash\npip install x\n```\nThen\n```python\ny = 2\n```", "y = 2"),
+        ("```\n7\n```\nis what this prints:\n```python3 title=a\nprint(7)\n```", "print(7)"),
+        ("~~~python\nx = 1\n~~~\nIt is so.", "x = 1"),
+        ("1. Do this:\n   ```python\n   x = 1\n   if x:\n       y = 2\n   ```", "x = 1\nif x:\n    y = 2"),
+        ("```python\ns = 'a ``` b'\nx = 1\n```", "s = 'a ``` b'\nx = 1"),
+        ("    return 1\n\nimport os\n", "    return 1\n\nimport os"),
         ("Sure! This adds.\n\ndef f(a):\n    return a", "def f(a):\n    return a"),
         ("import re\nx = 1\n", "import re\nx = 1"),
         ("    return a + b", "    return a + b"),
@@ -81,6 +87,34 @@ def test_human_eval_takes_a_whole_function_or_the_rest_of_one(tmp_path: Path) ->
 )
 def test_code_is_found_in_an_answer(answer: str, code: str) -> None:
     assert extract_code(answer) == code
+
+
+def test_a_program_is_no_script_and_keeps_its_future() -> None:
+    assert runs(as_module("if __name__ == '__main__':\n    raise SystemError\n"))
+    assert not runs(as_module("if __name__ == 'program':\n    raise ValueError\n"))
+    assert runs(as_module("x = 1\nfrom __future__ import annotations\ndef f(a: Nothing): ...\n"))
+
+
+def test_the_function_asked_for_is_told_from_others_of_like_names(tmp_path: Path) -> None:
+    other = "import math\n\ndef area_of(r):\n    return math.pi * r\n\n\n"
+    start = other + '@staticmethod\ndef area(r):\n    """Not def area."""\n'
+    row = HUMAN_EVAL | {"prompt": start, "canonical_solution": "    return area_of(r) * r\n"}
+    (problem,) = read_problems(write(tmp_path / "HumanEval.jsonl", [row]), "test")
+    assert runs(problem.program(extract_code(problem.reference)))
+    assert runs(problem.program("def area(r):\n    return area_of(r) * r"))
+    path = write(tmp_path / "bad.jsonl", [HUMAN_EVAL | {"prompt": "def other(): ...\n"}])
+    with pytest.raises(DataError, match="must hold the head of the function 'area'"):
+        read_problems(path, "test")
+
+
+@pytest.mark.parametrize("change", [{"task_id": "x"}, {"task_id": 11, "test_list": None}], ids=str)
+def test_rows_of_the_wrong_form_are_told(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write(tmp_path / "mbpp.jsonl", [MBPP | {"task_id": 12}, MBPP | change])
+    with pytest.raises(DataError, match=r"mbpp\.jsonl.* 2.*: a task of MBPP must have"):
+        read_problems(path, "test")
+    path = write(tmp_path / "mixed.jsonl", [MBPP | {"task_id": 12}, {"task_id": 13}])
+    with pytest.raises(DataError, match="must have the columns of MBPP"):
+        read_problems(path, "test")
 
 
 def test_other_files_are_told(tmp_path: Path) -> None:

@@ -104,6 +104,12 @@ def command(
         raise click.UsageError("--experts, --compare, --levels, --answers, --code and --harness exclude each other.")
     if (expert or base_alone) and (each or others):
         raise click.UsageError("--expert and --base say who answers; leave them out with --experts and --compare.")
+    if rows is not None and not (made_in or answers or problems or tasks):
+        raise click.UsageError("--rows goes with --levels, --answers, --code and --harness; losses take all rows.")
+    if problems is None and (samples > 1 or sandbox != "auto"):
+        raise click.UsageError("--samples and --sandbox go with --code.")
+    if split and (made_in or tasks):
+        raise click.UsageError("--split goes with losses, --answers and --code; --levels and --harness have their own.")
     quiet_libraries()
     console = consoles(as_json)
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from dylora_moe.report.wording import duration
 def consoles(as_json: bool) -> Console:
     """Where people's output goes: standard output, or standard error when JSON takes standard output."""
     return Console(stderr=as_json, soft_wrap=False, emoji=False)  # :name: in data is no picture
+
+
+def printable(text: str) -> str:
+    """Text of data, in which characters that steer terminals are seen and not obeyed; line ends and tabs stay."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) != "Cc" else f"\\x{ord(char):02x}" for char in text
+    )
 
 
 def command_name() -> str:
@@ -146,9 +154,10 @@ def show_routing(console: Console, routing: Mapping[str, Any] | None) -> None:
 def show_samples(console: Console, samples: Sequence[Mapping[str, Any]]) -> None:
     """Generations from the same prompts before and after training."""
     for sample in samples:
-        console.print(f"[bold]{escape(sample['domain'])}[/]: {escape(sample['before']['prompt'])}", highlight=False)
+        prompt = printable(sample["before"]["prompt"])
+        console.print(f"[bold]{escape(sample['domain'])}[/]: {escape(prompt)}", highlight=False)
         for when in ("before", "after"):
-            text = sample[when]["text"].strip("\n")
+            text = printable(sample[when]["text"].strip("\n"))
             cut = "" if sample[when]["stopped"] else " [dim](cut at the limit)[/]"
             console.print(f"  [dim]{when} training:[/]{cut}")
             console.print("\n".join("    " + escape(line) for line in text.splitlines()), highlight=False)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dylora_moe.cli.show import show_routing
+from dylora_moe.cli.show import printable, show_routing
 
 _UNLIKELY = 0.05  # p below which a difference is told from chance
 
@@ -121,7 +121,8 @@ def show_answers(console: Console, record: Mapping[str, Any]) -> None:
     kinds = {"label": "the label", "final": "what stands after ####", "exact": "the whole answer"}
     for domain in record["domains"]:
         shares = [_share(domain["speakers"][speaker]) for speaker in speakers]
-        table.add_row(escape(domain["domain"]), kinds[domain["kind"]], f"{domain['rows']:,}", *shares)
+        part = "" if domain["rows"] == domain["rows_there"] else f" of {domain['rows_there']:,}"
+        table.add_row(escape(domain["domain"]), kinds[domain["kind"]], f"{domain['rows']:,}{part}", *shares)
     console.print(table)
     if record["free_text"]:
         names = ", ".join(record["free_text"])
@@ -148,11 +149,12 @@ def show_code(console: Console, record: Mapping[str, Any]) -> None:
         highlight=False,
     )
     example = record["example"]
-    console.print(f"\n[bold]{escape(example['problem'])}[/], asked:", highlight=False)
+    console.print(f"\n[bold]{escape(printable(example['problem']))}[/], asked:", highlight=False)
     for head, text in (("", example["prompt"]), ("answered:", example["answer"]), ("and run:", example["program"])):
         console.print(head, style="bold")
-        console.print("\n".join("    " + line for line in text.splitlines()), markup=False, highlight=False)
-    console.print(f"Verdict: {example['verdict']}. {example['detail']}", highlight=False, markup=False)
+        console.print("\n".join("    " + line for line in printable(text).splitlines()), markup=False, highlight=False)
+    verdict = printable(f"Verdict: {example['verdict']}. {example['detail']}")
+    console.print(verdict, highlight=False, markup=False)
 
 
 def show_tasks(console: Console, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """How often a run and its base write exactly the answer, where answers can be compared."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from dylora_moe.data.example import Example
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate.accuracy import labels_of, right_answers
 from dylora_moe.evaluate.held_out import Split, held_out
-from dylora_moe.evaluate.intervals import mean_interval
+from dylora_moe.evaluate.intervals import share_interval
 from dylora_moe.evaluate.load import Speaker, load_run
 from dylora_moe.run_dir import EVAL
 
@@ -64,7 +65,7 @@ def evaluate_answers(
         folder: Of the run.
         speakers: Who answers.
         split: Of its data.
-        rows: Of a domain, the first ones; None for all.
+        rows: Of a domain, drawn with seed 0; None for all.
         tell: Takes a line for a person.
 
     Raises:
@@ -84,7 +85,9 @@ def evaluate_answers(
     for domain, kind in kinds.items():
         if kind is None:
             continue
-        examples = list(held.examples[domain])[:rows]
+        examples = list(held.examples[domain])
+        if rows is not None and rows < len(examples):  # files may be sorted
+            examples = random.Random(0).sample(examples, rows)
         shares: dict[str, Any] = {}
         for speaker in speakers:
             tell(f"{speaker.name} answers {len(examples):,} rows of {domain} ...")
@@ -97,9 +100,15 @@ def evaluate_answers(
                     end_token_ids=held.end_token_ids,
                     matched=kind.matched,
                 )
-            values = [float(each) for each in right]
-            shares[speaker.name] = {"share": sum(values) / len(values), "interval": mean_interval(values)}
-        domains.append({"domain": domain, "kind": kind.kind, "rows": len(examples), "speakers": shares})
+            shares[speaker.name] = {
+                "share": sum(right) / len(right),
+                "interval": share_interval(sum(right), len(right)),
+            }
+        there = len(held.examples[domain])
+        domains.append(
+            {"domain": domain, "kind": kind.kind, "rows": len(examples), "rows_there": there, "speakers": shares}
+        )
     record = {"split": split, "domains": domains, "free_text": free}
-    trained.run.write(f"{EVAL}/{'' if split == 'validation' else split + '-'}answers.json", record)
+    alone = f"-{speakers[0].name}" if len(speakers) == 1 else ""  # that it takes no place of what was measured together
+    trained.run.write(f"{EVAL}/{'' if split == 'validation' else split + '-'}answers{alone}.json", record)
     return record

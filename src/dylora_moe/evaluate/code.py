@@ -20,9 +20,9 @@ from dylora_moe.data.example import Message
 from dylora_moe.data.templates import end_token_id
 from dylora_moe.errors import DataError, SandboxError
 from dylora_moe.evaluate.generate import Sampling, generate_answers
-from dylora_moe.evaluate.intervals import mean_interval
+from dylora_moe.evaluate.intervals import mean_interval, share_interval
 from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
-from dylora_moe.evaluate.problems import Problem, Split, extract_code, read_problems
+from dylora_moe.evaluate.problems import Problem, Split, as_module, extract_code, read_problems
 from dylora_moe.run_dir import EVAL
 from dylora_moe.sandbox import Limits, Sandbox, find_sandbox
 
@@ -59,7 +59,7 @@ def evaluate_code(
     sandbox: str = "auto",
     tell: Tell,
 ) -> dict[str, Any]:
-    """Measure pass@k of a run and its base with the same prompts; the result goes to `eval/code-NAME.json`.
+    """Measure pass@k of a run and its base with the same prompts; the result goes to `eval/code-NAME-SPLIT.json`.
 
     One sample is the most likely answer; several are drawn at temperature 0.8, top p 0.95.
 
@@ -111,7 +111,8 @@ def evaluate_code(
         "speakers": measured,
         "example": example,
     }
-    trained.run.write(f"{EVAL}/code-{record['name']}.json", record)
+    alone = f"-{speakers[0].name}" if len(speakers) == 1 else ""  # that it takes no place of what was measured together
+    trained.run.write(f"{EVAL}/code-{record['name']}-{split}{alone}.json", record)
     return record
 
 
@@ -140,7 +141,7 @@ def judge(answers: Sequence[tuple[Problem, str]], box: Sandbox, limits: Limits =
 
 
 def _judge(problem: Problem, answer: str, box: Sandbox, limits: Limits) -> Verdict:
-    program, mark = problem.program(extract_code(answer)), secrets.token_hex(8)
+    program, mark = as_module(problem.program(extract_code(answer))), secrets.token_hex(8)
     # A program that ends itself with exit code 0 before its tests did does not say this.
     outcome = box.run(f"{program}\nprint({mark!r})\n", limits)
     ended = outcome.ended
@@ -202,7 +203,10 @@ def _figures(
     return {
         "speaker": speaker.name,
         "pass": {str(k): sum(each) / len(each) for k, each in shares.items()},
-        "interval": {str(k): mean_interval(each) for k, each in shares.items()},
+        "interval": {
+            str(k): share_interval(sum(passed), len(passed)) if samples == 1 else mean_interval(each)
+            for k, each in shares.items()
+        },
         "ended": dict(Counter(verdict.ended for each in verdicts for verdict in each)),
         "passed": {problem.name: number for problem, number in zip(problems, passed, strict=True)},
     }

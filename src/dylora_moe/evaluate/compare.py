@@ -31,7 +31,7 @@ def compare_runs(folder: Path, others: Sequence[Path], *, split: Split, tell: Ca
     for path in (folder, *others):
         if not is_measured(RunDir(path), Speaker(), split):
             tell(f"Measuring {path} ...")
-            evaluate_run(path, split=split, tell=tell)
+            evaluate_run(path, [Speaker()], split=split, tell=tell)
     rows = read_rows(RunDir(folder), Speaker(), split)
     compared = []
     for path in others:
@@ -39,7 +39,8 @@ def compare_runs(folder: Path, others: Sequence[Path], *, split: Split, tell: Ca
         if not domains:
             raise DataError(
                 f"runs are compared on the rows that both hold out for {split}, and {folder} and {path} have none in "
-                "common. Train both on the same data, with the same seed and validation_split."
+                "common. Train both on the same data, with the same seed, validation_split, learn, max_length and "
+                "overlong, so that the same text is foretold."
             )
         compared.append({"run": str(path), "domains": domains})
     record = {"run": str(folder), "split": split, "others": compared}

@@ -29,11 +29,18 @@ class HeldOut:
     examples: Mapping[str, Sequence[Example]]
     end_token_ids: tuple[int, ...]
 
-    def names(self, domain: str) -> list[str]:
-        """A name for each row of a domain, the same wherever the same text is measured; equal texts are numbered."""
+    def names(self, domain: str, labelled: Sequence[str]) -> list[str]:
+        """A name for each row of a domain, the same wherever the same is measured; equal rows are numbered.
+
+        Args:
+            domain: Of the rows.
+            labelled: The text of each row that is foretold: all of its answer, or what `learn`, `max_length` and
+                `overlong` make of it.
+        """
         seen, names = dict[str, int](), list[str]()
-        for example in self.examples[domain]:
-            name = hashlib.sha256(as_json(example.messages).encode()).hexdigest()[:16]
+        for example, text in zip(self.examples[domain], labelled, strict=True):
+            whole = f"{as_json(example.messages)}\n{text.strip()}"
+            name = hashlib.sha256(whole.encode()).hexdigest()[:16]
             seen[name] = seen.get(name, 0) + 1
             names.append(f"{name}-{seen[name]}")
         return names

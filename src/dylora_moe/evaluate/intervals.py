@@ -1,7 +1,9 @@
 """Figures of rows -> intervals, and whether two models differ on the same rows. Pure numbers, by seeded draws."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +14,7 @@ from dylora_moe.errors import DataError
 _DRAWS = 2000
 _LEVEL = 0.95
 _SEED = 0
+_NORMAL = NormalDist().inv_cdf((1 + _LEVEL) / 2)
 _CHUNK = 2**22  # numbers drawn at a time
 
 Interval = tuple[float, float]
@@ -95,9 +98,25 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
+def share_interval(right: int, rows: int) -> Interval:
+    """The 95 % interval of a share, which is wide for few rows also where all or none are right.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Raises:
+        DataError: Not 0 <= right <= rows, or no row.
+    """
+    if not 0 <= right <= rows or not rows:
+        raise DataError(f"a share needs at least one row and no more right ones than rows, got {right} of {rows}.")
+    share, spread = right / rows, _NORMAL**2 / rows
+    middle = (share + spread / 2) / (1 + spread)
+    half = _NORMAL * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """The 95 % interval of a mean over rows."""
-    return ratio_interval(values, np.ones(len(values)))
+    """The 95 % interval of a mean over rows; None where all are alike, of which draws tell nothing."""
+    return ratio_interval(values, np.ones(len(values))) if len(set(values)) > 1 else None
 
 
 def _draws(rows: int) -> Iterator[NDArray[np.int64]]:

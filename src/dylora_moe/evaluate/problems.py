@@ -1,6 +1,7 @@
 """Files of MBPP and HumanEval -> problems: what a model is asked, and the program that tells whether it was right."""
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,14 @@ from dylora_moe.errors import DataError
 
 Split = Literal["validation", "test"]
 
-_FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+# A fence on a line of its own, its language, and what stands before the next fence of that kind or the end.
+_FENCED = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+_PYTHON = ("python", "python3", "py", "py3")
 # Where code begins in an answer without a fence: the first line that only Python has.
-_CODE_LINE = re.compile(r"^(?:def |class |import |from \w|@|[A-Za-z_]\w*[ \t]*=[^=])", re.MULTILINE)
+_CODE_LINE = re.compile(r"^(?:(?:async )?def |class |import |from \w|@|[A-Za-z_]\w*[ \t]*=[^=])", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,27 +50,36 @@ def read_problems(path: Path, split: Split) -> list[Problem]:
         DataError: The file is of neither form, or has no problem of that split.
     """
     rows = list(read_rows(path))
-    read = _reader_of(rows[0][1], path)
-    problems = [problem for where, row in rows if (problem := read(row, where, split)) is not None]
+    readers = [_reader_of(row, where) for where, row in rows]
+    problems = [
+        problem
+        for (where, row), read in zip(rows, readers, strict=True)
+        if (problem := read(row, where, split)) is not None
+    ]
     if not problems:
         raise DataError(f"{path} must hold problems of the {split} split, and has none among {len(rows):,} rows.")
     return problems
 
 
-def _reader_of(row: Mapping[str, Any], path: Path) -> Callable[[Mapping[str, Any], str, Split], Problem | None]:
+def _reader_of(row: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any], str, Split], Problem | None]:
     if {"code", "test_list", "task_id"} <= set(row):
         return _mbpp
     if {"prompt", "test", "entry_point", "canonical_solution"} <= set(row):
         return _human_eval
     raise DataError(
-        f"{path} must have the columns of MBPP (text or prompt, code, test_list, task_id) or of HumanEval (prompt, "
-        f"test, entry_point, canonical_solution), got {', '.join(sorted(row))}."
+        f"{where}: a problem must have the columns of MBPP (text or prompt, code, test_list, task_id) or of HumanEval "
+        f"(prompt, test, entry_point, canonical_solution), got {', '.join(sorted(row))}."
     )
 
 
 def _mbpp(row: Mapping[str, Any], where: str, split: Split) -> Problem | None:
     """The prompt is the one that MBPP's rows are trained on with."""
-    number = int(row["task_id"])
+    number = row["task_id"]
+    if not isinstance(number, int) or not isinstance(row["test_list"], list):
+        raise DataError(
+            f"{where}: a task of MBPP must have a whole number as task_id and a list of lines as test_list, got "
+            f"{str(number)[:40]!r} and {type(row['test_list']).__name__}."
+        )
     if not any(each.split == split and each.first <= number <= each.last for each in REGISTRY["mbpp"].id_splits):
         return None
     (turns,) = read_mbpp(row, where)
@@ -82,7 +97,10 @@ def _human_eval(row: Mapping[str, Any], where: str, split: Split) -> Problem | N
     if split != "test":
         return None
     start, entry, test = str(row["prompt"]), str(row["entry_point"]), str(row["test"])
-    before = start[: start.rfind(f"def {entry}")]  # imports and helpers, which an answer may leave out
+    heads = list(re.finditer(rf"^(?:@[^\n]*\n)*def {re.escape(entry)}\b", start, re.MULTILINE))
+    if not heads:
+        raise DataError(f"{where}: the prompt must hold the head of the function {entry!r}, and has none.")
+    before = start[: heads[-1].start()]  # imports and helpers, which an answer may leave out
 
     def program(code: str) -> str:
         whole = f"{before}\n{code}" if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE) else start + code
@@ -97,9 +115,21 @@ def _human_eval(row: Mapping[str, Any], where: str, split: Split) -> Problem | N
 
 
 def extract_code(answer: str) -> str:
-    """The code of an answer: its first fenced block; else from the first line that is Python; else all of it."""
-    if fenced := _FENCED.search(answer):
-        return fenced.group(1).rstrip()
-    if first := _CODE_LINE.search(answer):
+    """The code of an answer.
+
+    Its first fenced block of Python, else its first without a language; else from the first line that is Python,
+    unless the answer begins indented, as the rest of a function does; else all of it.
+    """
+    blocks = [(language.lower(), textwrap.dedent(code).rstrip()) for _, language, code in _FENCED.findall(answer)]
+    for wanted in (_PYTHON, ("",)):
+        if found := [code for language, code in blocks if language in wanted]:
+            return found[0]
+    if not answer.startswith((" ", "\t")) and (first := _CODE_LINE.search(answer)):
         return answer[first.start() :].rstrip()
     return answer.rstrip()
+
+
+def as_module(program: str) -> str:
+    """The same program, for which `if __name__ == "__main__":` does not hold, as in the benchmarks' own harnesses."""
+    future = "".join(line.rstrip("\n") + "\n" for line in _FUTURE.findall(program))
+    return f"{future}__name__ = 'program'\n{_FUTURE.sub('', program)}"

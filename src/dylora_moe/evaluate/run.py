@@ -85,22 +85,27 @@ def _evaluate(
     for speaker in speakers:
         tell(f"Measuring {speaker.name} ...")
         record, rows = _measure(trained, held, speaker)
-        record = {"speaker": speaker.name, "split": split, "model": model, **record}
+        rows_digest = hashlib.sha256(rows.encode()).hexdigest()
+        record = {"speaker": speaker.name, "split": split, "model": model, "rows_sha256": rows_digest, **record}
+        trained.run.write(_rows_file(speaker, split), rows)
         trained.run.write(f"{EVAL}/{_file(speaker, split)}.json", record)
-        trained.run.write(f"{EVAL}/{_ROWS}/{_file(speaker, split)}.jsonl", rows)
         found[speaker.name] = record
     return found
 
 
 def read_rows(run: RunDir, speaker: Speaker, split: Split) -> list[dict[str, Any]]:
     """The figures of every row, as `evaluate_run` left them; none where it did not run."""
-    return run.read_lines(f"{EVAL}/{_ROWS}/{_file(speaker, split)}.jsonl")
+    return run.read_lines(_rows_file(speaker, split))
 
 
 def is_measured(run: RunDir, speaker: Speaker, split: Split) -> bool:
-    """True where the figures that lie in the folder are of the model that lies there."""
-    name = f"{EVAL}/{_file(speaker, split)}.json"
-    return (run / name).is_file() and run.read(name).get("model") == model_digest(run)
+    """True where the figures that lie in the folder are of the model that lies there, with all of their rows."""
+    name, rows = f"{EVAL}/{_file(speaker, split)}.json", run / _rows_file(speaker, split)
+    if not ((run / name).is_file() and rows.is_file()):
+        return False
+    record = run.read(name)
+    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    return (record.get("model"), record.get("rows_sha256")) == (model_digest(run), digest)
 
 
 def model_digest(run: RunDir) -> str:
@@ -135,7 +140,8 @@ def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict
             observe=observe,
         )
     evaluation = asdict(evaluation_of(scores, overall.report()))
-    sizes = {name: [_bytes(trained, row) for row in held.rows[name]] for name in domains}
+    texts = {name: [_labelled(trained, row) for row in held.rows[name]] for name in domains}
+    sizes = {name: [len(text.encode()) for text in each] for name, each in texts.items()}
     for domain in evaluation["domains"]:
         of_rows, in_bytes = scores[domain["domain"]], sizes[domain["domain"]]
         domain["interval"] = ratio_interval([row.nll for row in of_rows], [row.tokens for row in of_rows])
@@ -150,15 +156,15 @@ def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict
     lines = [
         {"domain": name, "row": row, **asdict(score), "bytes": size}
         for name in domains
-        for row, score, size in zip(held.names(name), scores[name], sizes[name], strict=True)
+        for row, score, size in zip(held.names(name, texts[name]), scores[name], sizes[name], strict=True)
     ]
     return evaluation, "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def _bytes(trained: TrainedRun, row: TokenizedRow) -> int:
-    """Of the text that is labelled, in UTF-8."""
+def _labelled(trained: TrainedRun, row: TokenizedRow) -> str:
+    """The text that is foretold."""
     labels = [label for label in row.labels if label != IGNORED]
-    return len(str(trained.tokenizer.decode(labels, skip_special_tokens=True)).encode())
+    return str(trained.tokenizer.decode(labels, skip_special_tokens=True))
 
 
 def _bits_per_byte(scores: Sequence[RowScore], sizes: Sequence[int]) -> float | None:
@@ -172,3 +178,7 @@ def _prefix(split: Split) -> str:
 
 def _file(speaker: Speaker, split: Split) -> str:
     return _prefix(split) + speaker.name
+
+
+def _rows_file(speaker: Speaker, split: Split) -> str:
+    return f"{EVAL}/{_ROWS}/{_file(speaker, split)}.jsonl"

@@ -62,7 +62,9 @@ def task_records(evaluations: Evaluations) -> Record:
     """What was measured by answers: programs, labels, levels."""
     return {
         "codes": [record for name, record in evaluations.items() if name.startswith("code-")],
-        "answers": [evaluations[name] for name in ("answers", "test-answers") if name in evaluations],
+        "answers": [
+            record for name, record in sorted(evaluations.items()) if name.removeprefix(_TEST).startswith("answers")
+        ],
         "levels": [record for name, record in evaluations.items() if name.startswith("levels-")],
     }
 
