@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,6 +31,7 @@ from dylora_moe.train.run import train
 
 ALONE = "a LoRA for each domain"
 BASE = "base"
+MEAN = "mean"
 _ROOT = Path(__file__).resolve().parents[1]
 _LONGEST = 900  # characters of a row: all fit into max_length whole, and none takes most of the time
 
@@ -132,6 +134,12 @@ def prepare(data: Path, folder: Path, *, train_rows: int, validation_rows: int, 
         for side, number in wanted.items():
             pool = there.get("all") or there["test" if side == "test" else "train"]
             sides[side] = [pool.pop() for _ in range(min(number, len(pool)))]
+        prompts = [prompt for pairs in sides.values() for prompt, _ in pairs]
+        if len(prompts) < sum(wanted.values()) or len(set(prompts)) < len(prompts):
+            raise click.ClickException(
+                f"{name} must have {sum(wanted.values())} different prompts on its sides, got {len(set(prompts))}. Ask "
+                "for fewer rows."
+            )
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
         for side, pairs in sides.items():
@@ -220,14 +228,27 @@ def figures(rows_by_seed: Sequence[Sequence[Row]]) -> dict[str, Any]:
 def compare(ours: Sequence[Sequence[Row]], theirs: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Ours less theirs on each domain, the rows' losses averaged over the seeds; below 0 ours is better."""
     one, other = (_over_seeds(each) for each in (ours, theirs))
+    domains = list(dict.fromkeys(domain for domain, _ in one))
+    sizes = {domain: sum(tokens for key, (_, tokens) in one.items() if key[0] == domain) for domain in domains}
     found = {}
-    for domain in dict.fromkeys(domain for domain, _ in one):
+    for domain in domains:
         keys = [key for key in one if key[0] == domain]
         nats = [[side[key][0] for key in keys] for side in (one, other)]
-        difference = paired_difference(*nats, [one[key][1] for key in keys])
-        found[domain] = {"difference": difference.difference, "interval": difference.interval, "p": difference.p}
-    adjusted = holm({domain: each["p"] for domain, each in found.items()})
-    return {domain: each | {"p_holm": adjusted[domain]} for domain, each in found.items()}
+        found[domain] = asdict(paired_difference(*nats, [one[key][1] for key in keys]))
+    # The mean over domains is a sum of rows, each by the tokens of its domain.
+    parts = [[side[key][0] / sizes[key[0]] / len(domains) for key in one] for side in (one, other)]
+    found[MEAN] = asdict(paired_difference(*parts, [1 / len(one)] * len(one)))
+    return found
+
+
+def _adjusted(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same with p made larger for all cells of the table together."""
+    cells = {(pair, domain): each["p"] for pair, found in compared.items() for domain, each in found.items()}
+    adjusted = holm({json.dumps(cell): p for cell, p in cells.items()})
+    return {
+        pair: {domain: {**each, "p_holm": adjusted[json.dumps([pair, domain])]} for domain, each in found.items()}
+        for pair, found in compared.items()
+    }
 
 
 def _over_seeds(rows_by_seed: Sequence[Sequence[Row]]) -> dict[tuple[str, str], tuple[float, int]]:
@@ -263,12 +284,13 @@ def losses_table(record: Mapping[str, Any]) -> str:
 
 
 def differences_table(record: Mapping[str, Any]) -> str:
-    """Mixtures less the others, in Markdown; bold where chance would rarely make it."""
-    domains = list(DOMAINS)
+    """Mixtures less the others with 95 % intervals over rows, in Markdown; bold where chance would rarely make it."""
+    domains = [*DOMAINS, MEAN]
     lines = [f"| first, less second | {' | '.join(domains)} |", "| --- |" + " ---: |" * len(domains)]
     for pair, found in record["compared"].items():
         cells = [
-            ("**{}**" if found[domain]["p_holm"] < 0.05 else "{}").format(f"{found[domain]['difference']:+.3f}")
+            ("**{:+.3f}**" if found[domain]["p_holm"] < 0.05 else "{:+.3f}").format(found[domain]["difference"])
+            + " ({:+.3f} to {:+.3f})".format(*found[domain]["interval"])
             for domain in domains
         ]
         lines.append(f"| {pair.replace(' against ', ', less ')} | {' | '.join(cells)} |")
@@ -311,12 +333,14 @@ def measure(
                 "validation": validation,
                 "best": best,
                 "test": {each: figures(found) for each, found in rows.items()},
-                "compared": {
-                    f"{one} against {other}": compare(rows[one], rows[other])
-                    for one in mixtures
-                    for other in others
-                    if len(rows[one]) == len(rows[other])
-                },
+                "compared": _adjusted(
+                    {
+                        f"{one} against {other}": compare(rows[one], rows[other])
+                        for one in mixtures
+                        for other in others
+                        if len(rows[one]) == len(rows[other])
+                    }
+                ),
             }
 
 
@@ -324,7 +348,7 @@ def measure(
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the data sets.")
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--rates", default="3e-4,1e-3,3e-3", show_default=True, help="Learning rates that each one tries.")
+@click.option("--rates", default="3e-4,1e-3,3e-3,1e-2", show_default=True, help="Learning rates that each one tries.")
 @click.option("--rows", default=80, show_default=True, help="To train on, of a domain.")
 @click.option("--test-rows", default=60, show_default=True, help="To measure on, of a domain.")
 @click.option("--batch-size", default=4, show_default=True)

@@ -50,7 +50,15 @@ def test_figures_are_means_over_domains_and_seeds(quality: ModuleType) -> None:
 
 def test_rows_are_averaged_over_seeds_before_they_are_compared(quality: ModuleType) -> None:
     found = quality.compare([rows([1.0, 2.0]), rows([3.0, 2.0])], [rows([2.0, 3.0]), rows([4.0, 3.0])])
-    assert found["maths"]["difference"] == pytest.approx(-0.5)
+    assert found["maths"]["difference"] == found["mean"]["difference"] == pytest.approx(-0.5)
+    both = [rows([1.0, 2.0]) + rows([1.0] * 4, "sql")], [rows([2.0, 3.0]) + rows([1.0] * 4, "sql")]
+    assert quality.compare(*both)["mean"]["difference"] == pytest.approx(-0.25), "each domain counts alike"
+
+
+def test_p_is_made_larger_for_all_cells_of_the_table(quality: ModuleType) -> None:
+    cell = {"difference": 0.0, "interval": None, "p": 0.01}
+    found = quality._adjusted({pair: {domain: dict(cell) for domain in "abc"} for pair in ("x", "y")})
+    assert found["y"]["c"]["p_holm"] == pytest.approx(0.06)
 
 
 @pytest.mark.skipif(not RESULT.is_file(), reason="the benchmark has no result yet")
