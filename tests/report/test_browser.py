@@ -75,7 +75,7 @@ _FAULTS = """
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, no other test of this process can use asyncio
 def browser() -> Iterator[Any]:
     """A browser of this machine, driven by playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
