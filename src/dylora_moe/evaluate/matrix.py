@@ -13,7 +13,7 @@ def expert_matrix(
     """Losses of each speaker on each domain, in nats a labelled token, and those of an oracle.
 
     The oracle knows the losses: `by_domain` takes the expert that is best on the domain, `by_row` the one that is best
-    on the row. No router can be better than `by_row`, one decision a document, and one expert at a time.
+    on the row. No router can be better than `by_row` that sends each document to one expert, and none to the base.
 
     Args:
         measured: Speaker -> its record.
