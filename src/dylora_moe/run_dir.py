@@ -3,6 +3,7 @@
 It is all that stages share: training writes, evaluation, chat and reports read.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dylora_moe.cache.disk import hash_file
 from dylora_moe.errors import RunError
 
 CONFIG = "config.yaml"
@@ -71,6 +73,13 @@ class RunDir:
     def is_finished(self) -> bool:
         """True when training ended well: the result is written last."""
         return (self.path / RESULT).is_file()
+
+    def model_digest(self) -> str:
+        """A hash of all that the run ended with, in hexadecimal digits: router, experts, tokenizer and template."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in (self / FINAL).rglob("*") if path.is_file()):
+            digest.update(f"{path.relative_to(self.path).as_posix()}\0{hash_file(path)}\n".encode())
+        return digest.hexdigest()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dylora_moe.data.example import instruction_example
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate import accuracy, answers
 from dylora_moe.evaluate.answers import evaluate_answers, matching_of
+from dylora_moe.evaluate.held_out import held_out
+from dylora_moe.evaluate.load import load_run
 from dylora_moe.run_dir import RunDir
 
 
@@ -40,6 +43,7 @@ def test_only_the_number_after_the_mark_counts() -> None:
     assert matching is not None
     matched = matching.matched
     assert matched("Other steps #1.\n#### 1,000 ") == matched("Steps.\n#### 1000") == "1000"
+    assert matched("#### 1,000\nHow many are left?\n#### 7") == "1000", "what goes on after the answer was not asked"
     assert matched("1000") != matched("Steps.\n#### 1000")
     assert matched("no mark at all") not in ("", "1000")
 
@@ -60,6 +64,35 @@ def test_a_run_and_its_base_are_asked(finished_run: Path, tmp_path: Path, monkey
         assert all(0 <= each["share"] <= 1 for each in domain["speakers"].values())
     per_speaker = [sum(count for off, count in asked if off == disabled) for disabled in (True, False)]
     assert per_speaker == [3 * len(found["domains"])] * 2
+    assert found["model"] == RunDir(run).model_digest()
+
+
+def test_the_part_that_is_compared_is_that_of_the_domain(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    first = answers.Matching(kind="exact", matched=lambda text: text[:1])
+    monkeypatch.setattr(answers, "matching_of", lambda examples: first)
+    generate, drawn = accuracy.generate_answers, list[str]()
+    trained = load_run(run, progress=silent)
+    held = held_out(trained, "validation", silent).examples
+    right = {each.messages[0].content: each.answer for domain in held.values() for each in domain}
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, **how: Any) -> Any:
+        """The mixture begins as it should, the base does not."""
+        found = generate(model, tokenizer, conversations, **(how | {"max_new_tokens": 1}))
+        asked = [each[0].content for each in conversations]
+        drawn.extend(asked)
+        texts = ["~" if model.state.disabled else right[question][:1] + " and so on" for question in asked]
+        return [replace(each, text=text) for each, text in zip(found, texts, strict=True)]
+
+    monkeypatch.setattr(accuracy, "generate_answers", answer)
+    for domain in evaluate_answers(run, rows=4, tell=silent)["domains"]:
+        assert domain["speakers"]["routed"]["share"] == 1.0 and domain["speakers"]["base"]["share"] == 0.0
+        assert domain["against_base"]["difference"] == 1.0
+        here = [each.messages[0].content for each in held[domain["domain"]]]
+        asked = [question for question in drawn if question in here]
+        assert len(set(asked)) == 4 and set(asked) != set(here[:4]), "files may be sorted, so rows are drawn"
 
 
 def test_free_text_alone_is_refused(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ def test_answers_get_the_verdict_that_they_deserve(box: Sandbox, mbpp: Path) -> 
         "import sys\nsys.exit(0)": "left early",
         "import os\nos._exit(0)": "left early",
         "def f():\n    return 1\n\nif __name__ == '__main__':\n    print(f(), input())": "passed",
+        "print = None\ndef f():\n    return 1": "passed",
+        "import atexit\natexit.register(print, 'goodbye')\ndef f():\n    return 1": "passed",
         "while True: pass": "cpu time",
         "x = bytearray(1 << 40)": "memory",
     }
@@ -126,7 +128,9 @@ def test_what_passes_is_counted(
         return [replace(answer, text=text) for answer, text in zip(answers, texts, strict=True)]
 
     monkeypatch.setattr(code, "generate_answers", solve)
-    base, routed = evaluate_code(run, mbpp, sandbox=box.name, tell=silent)["speakers"]
+    found = evaluate_code(run, mbpp, sandbox=box.name, tell=silent)
+    base, routed = found["speakers"]
+    assert found["against_base"]["difference"] == pytest.approx(2 / 3) and found["against_base"]["rows"] == 3
     assert base["pass"] == {"1": 0.0} and base["ended"] == {"failed": 3}
     assert routed["pass"]["1"] == pytest.approx(2 / 3) and routed["ended"] == {"passed": 2, "failed": 1}
     assert routed["passed"] == {"mbpp/11": 1, "mbpp/12": 1, "mbpp/13": 0}

@@ -64,6 +64,21 @@ def test_each_row_has_its_own_score_in_its_own_place(mixture: Any, data: Any) ->
     assert len({round(score.nll, 3) for score in scores["sums"]}) > 1
 
 
+def test_who_looks_on_is_told_domains_by_their_place_whatever_rows_say(mixture: Any, data: Any) -> None:
+    """Rows of a stream's skills were each prepared alone, so that all say domain 0."""
+    model, seen = mixture(granularity="token"), list[tuple[int, int]]()
+    rows = {name: [replace(row, domain=0) for row in each] for name, each in data.validation.items()}
+    lengths = [sum(len(row) for row in each) for each in rows.values()]
+
+    def look(decisions: Any, ids: torch.Tensor, domain: torch.Tensor) -> None:
+        assert ids.shape == domain.shape
+        seen.extend((int(place), int((domain == place).sum())) for place in domain.unique())
+
+    score_domains(model, read_head(model.lm), rows, batch_size=4, pad_token_id=0, observe=look)
+    assert [sum(count for place, count in seen if place == index) for index in range(3)] == lengths
+    assert any(place < 0 for place, _ in seen), "padding is of no domain"
+
+
 @torch.no_grad()
 def test_the_table_is_that_of_the_rows_one_by_one(mixture: Any, data: Any) -> None:
     model = mixture(granularity="token")

@@ -12,7 +12,9 @@ from tests.tiny import settings
 from dylora_moe.config import make_config
 from dylora_moe.errors import BaseModelError, DataError, DyLoraError, RunError, TunerError
 from dylora_moe.evaluate.held_out import held_out
+from dylora_moe.evaluate.intervals import ratio_interval
 from dylora_moe.evaluate.load import Speaker, load_run, read_config
+from dylora_moe.evaluate.paired import compare_rows
 from dylora_moe.evaluate.run import evaluate_experts, evaluate_run, read_rows
 from dylora_moe.run_dir import RunDir
 from dylora_moe.train.run import train
@@ -68,11 +70,25 @@ def test_figures_of_a_domain_are_those_of_its_rows(run: Path) -> None:
         assert [row["bytes"] for row in own] == [len(answer.encode()) for answer in answers]
         bits = nats / math.log(2) / sum(len(answer.encode()) for answer in answers)
         assert domain["bits_per_byte"] == pytest.approx(bits)
-        assert domain["interval"][0] < domain["loss"] < domain["interval"][1]
+        low, high = domain["loss_interval"]
+        assert low < domain["loss"] < high
+        assert domain["perplexity_interval"] == pytest.approx([math.exp(low), math.exp(high)])
+        sizes = [row["bytes"] for row in own]
+        bits = ratio_interval([row["nll"] / math.log(2) for row in own], sizes)
+        assert domain["bits_per_byte_interval"] == bits and bits is not None
+        assert bits[0] < domain["bits_per_byte"] < bits[1]
+        right = ratio_interval([row["right"] for row in own], [row["tokens"] for row in own])
+        assert domain["accuracy_interval"] == right and right is not None
+        assert right[0] <= domain["accuracy"] <= right[1]
+    base = read_rows(RunDir(run), Speaker(kind="base"), "validation")
+    for domain, compared in zip(record["domains"], compare_rows(rows, base), strict=True):
+        assert domain["against_base"].items() <= compared.items() and domain["against_base"]["difference"] < 0
 
 
 def test_every_expert_on_every_domain(run: Path) -> None:
     found = evaluate_experts(run, tell=silent)
+    digest = RunDir(run).model_digest()
+    assert {RunDir(run).read(f"eval/{path.name}")["model"] for path in (run / "eval").glob("*.json")} == {digest}
     names = ["expert_0", "expert_1", "expert_2"]
     assert list(found["measured"]) == ["base", "routed", "dense", *[f"expert-{name}" for name in names]]
     alone = {name: losses(evaluate_run(run, [expert(name)], tell=silent)[f"expert-{name}"]) for name in names}
@@ -107,12 +123,15 @@ def test_rows_of_the_test_split_are_measured_apart(tiny_base: Path, tiny_rows: d
     folder = tmp_path / "capitals"
     folder.mkdir()
     lines = tiny_rows["capitals"].read_text().splitlines()
+    long = json.dumps({"prompt": "Name them all.", "completion": "so on " * 400})
     (folder / "train.jsonl").write_text("\n".join(lines[:-3]))
-    (folder / "test.jsonl").write_text("\n".join(lines[-3:]))
+    (folder / "test.jsonl").write_text("\n".join([*lines[-3:], long]))
     rows = tiny_rows | {"capitals": folder}
     config = make_config(settings(tiny_base, rows, tmp_path / "runs") | {"max_steps": 1, "sample_tokens": 0})
     train(config)
-    found = evaluate_run(config.run_dir, split="test", tell=silent)
+    told = list[str]()
+    found = evaluate_run(config.run_dir, split="test", tell=told.append)
+    assert any(line.startswith("1 of 4 test rows of capitals are longer than max_length") for line in told), told
     assert [(each["domain"], each["rows"]) for each in found["routed"]["domains"]] == [("capitals", 3)]
     assert sorted(path.name for path in (config.run_dir / "eval").glob("*.json")) == [
         "test-base.json",

@@ -34,9 +34,16 @@ def test_order_is_by_what_a_token_adds_and_rare_ones_are_left_out() -> None:
     assert [each["token"] for each in meter.report(str)["a"]] == ["2", "3"]
 
 
-def test_padding_counts_for_nobody_and_routers_of_several_layers_add_up() -> None:
+def test_padding_counts_for_nobody_and_a_token_is_one_however_many_layers_route_it() -> None:
     meter = TokenMeter(["a", "b"], vocabulary=10)
-    ids, domain = torch.tensor([[2, 2, 2, 6, 9, 9, 9]]), torch.tensor([[0, 0, 0, 0, -1, -1, -1]])
-    meter.add([decide([0, 0, 0, 1, 0, 0, 0]), decide([0, 0, 1, 1, 0, 0, 0])], ids, domain)
+    ids, domain = torch.tensor([[2] * 6 + [6] + [9] * 3]), torch.tensor([[0] * 7 + [-1] * 3])
+    meter.add([decide([0] * 6 + [1] + [0] * 3), decide([0] * 4 + [1] * 3 + [0] * 3)], ids, domain)
     (top,) = meter.report(str)["a"]
     assert (top["token"], top["count"]) == ("2", 5) and top["share"] == pytest.approx(5 / 6)
+
+
+def test_a_common_token_comes_before_a_rare_one_that_is_more_the_experts_own() -> None:
+    meter = TokenMeter(["a", "b"], vocabulary=10)
+    ids = [2] * 3 + [3] * 30 + [3] * 6 + [5] * 27
+    meter.add([decide([0] * 33 + [1] * 33)], torch.tensor([ids]), torch.zeros(1, 66, dtype=torch.long))
+    assert [(each["token"], round(each["share"], 2)) for each in meter.report(str)["a"]] == [("3", 0.83), ("2", 1.0)]

@@ -67,8 +67,8 @@ def write_evaluations(run: Path) -> None:
 def losses(evaluation: dict[str, Any], split: str, factor: float, experts: list[str]) -> dict[str, Any]:
     domains = [
         each
-        | {"loss": each["loss"] * factor, "interval": [each["loss"] * 0.75, each["loss"] * 1.5]}
-        | {"bits_per_byte": 0.625, "accuracy": 0.375}
+        | {"loss": each["loss"] * factor, "loss_interval": [each["loss"] * 0.75, each["loss"] * 1.5]}
+        | {"bits_per_byte": 0.625, "accuracy": 0.375, "accuracy_interval": [0.25, 0.5]}
         for each in evaluation["domains"]
     ]
     layer = {"load": [0.5, 0.5, 0.0], "load_entropy": 0.625, "decision_entropy": 0.25, "mutual_information": 0.5}

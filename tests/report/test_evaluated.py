@@ -10,7 +10,7 @@ from tests.report.pages import page_of
 from dylora_moe.errors import SandboxError
 from dylora_moe.evaluate import answers, code
 from dylora_moe.evaluate.compare import compare_runs
-from dylora_moe.evaluate.run import evaluate_experts
+from dylora_moe.evaluate.run import evaluate_experts, evaluate_run
 from dylora_moe.sandbox import find_sandbox
 
 
@@ -36,6 +36,18 @@ def test_all_that_evaluation_writes_is_told(
     assert page.row(told["domains"][0]["domain"], "the same words")[-1] == "2"
     assert "Which tokens go where" in page.text and "How alike the experts' updates are" in page.text
     assert "Load that moved since the evaluation before" in page.text
+
+
+def test_figures_of_another_model_are_not_shown(trained: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained["joint"], tmp_path / "joint"))
+    evaluate_run(run, tell=silent)
+    page = page_of(run)
+    assert "95 % bootstrap interval" in page.text and "another model" not in page.text
+    router = run / "final" / "router.safetensors"
+    router.write_bytes(router.read_bytes()[:-1] + b"\x7f")
+    page = page_of(run)
+    assert "base, routed in the folder eval were measured of another model than the run has now" in page.text
+    assert "95 % bootstrap interval" not in page.text and "Losses" in page.text
 
 
 def test_problems_solved_are_told(trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

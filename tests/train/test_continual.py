@@ -1,6 +1,7 @@
 """Streams of skills: what is decided, what stays as it was, and that a stream goes on wherever it stopped."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -60,6 +61,21 @@ def test_what_is_learned_is_neither_forgotten_nor_misrouted(whole: Any) -> None:
     assert evaluate_run(run.path, tell=lambda text: None)["routed"]["mean_loss"] == pytest.approx(
         result["summary"]["loss"]["average"], abs=1e-6
     )
+
+
+def test_rows_of_a_stream_are_those_of_the_skills_it_has_in_the_order_it_learned_them(
+    whole: Any, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole[1].path, tmp_path / "run"))
+    for old, new in (("03-sums", "99-sums"), ("01-capitals", "100-capitals")):  # not in the order of their names
+        (run / "stages" / old).rename(run / "stages" / new)
+    found = evaluate_run(run, tell=lambda text: None)["routed"]
+    assert [domain["domain"] for domain in found["domains"]] == ["functions", "sums", "capitals"]
+    skills = json.loads((run / "skills.json").read_text())
+    del skills["skills"][2]  # as while a stream goes on, whose model is not yet that of the last stage
+    (run / "skills.json").write_text(json.dumps(skills))
+    found = evaluate_run(run, tell=lambda text: None)["routed"]
+    assert [domain["domain"] for domain in found["domains"]] == ["functions", "capitals"]
 
 
 def test_growth_leaves_the_logits_of_old_skills_as_they_are(whole: Any, tiny_base: Path) -> None:

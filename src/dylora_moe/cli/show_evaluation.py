@@ -23,29 +23,39 @@ def show_measured(console: Console, measured: Mapping[str, Mapping[str, Any]]) -
 def _show_losses(console: Console, record: Mapping[str, Any]) -> None:
     title = f"{_speaker(record)}: loss on {record['split']} rows (nats per answer token)"
     table = Table(title=title, title_justify="left")
-    for column in (
-        "domain",
-        "loss",
-        "95 % interval",
-        "perplexity",
-        "bits a byte",
-        "next token right",
-        "tokens",
-        "rows",
-    ):
+    beside_base = any("against_base" in domain for domain in record["domains"])
+    than_base = ("less than the base",) if beside_base else ()
+    for column in ("domain", "loss", *than_base, "perplexity", "bits a byte", "next token right", "tokens", "rows"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain in record["domains"]:
+        compared = [_less_than_base(domain["against_base"])] if beside_base else []
         table.add_row(
             escape(domain["domain"]),
-            f"{domain['loss']:.3f}",
-            _interval(domain["interval"]),
-            f"{domain['perplexity']:.2f}",
-            "" if domain["bits_per_byte"] is None else f"{domain['bits_per_byte']:.3f}",
-            f"{domain['accuracy']:.0%}",
+            _figure(domain, "loss", ".3f"),
+            *compared,
+            _figure(domain, "perplexity", ".2f"),
+            _figure(domain, "bits_per_byte", ".3f"),
+            _figure(domain, "accuracy", ".1%"),
             f"{domain['tokens']:,}",
             f"{domain['rows']:,}",
         )
     console.print(table)
+    p = "; p: how often chance alone makes such a difference (paired rows, signs tossed, Holm)" if beside_base else ""
+    console.print(f"Below a figure: its 95 % interval over rows{p}.", style="dim", highlight=False)
+
+
+def _figure(domain: Mapping[str, Any], name: str, form: str) -> str:
+    """A figure, and its interval in the line below."""
+    if domain[name] is None:
+        return ""
+    interval = domain[f"{name}_interval"]
+    return f"{domain[name]:{form}}" + (f"\n[dim]{_interval(interval, form)}[/]" if interval else "")
+
+
+def _less_than_base(difference: Mapping[str, Any]) -> str:
+    p = difference["p_holm"]
+    style = "dim" if p >= _UNLIKELY else "green" if difference["difference"] < 0 else "red"
+    return f"[{style}]{-difference['difference']:.3f}[/]\n[dim]p {p:.2g}[/]"
 
 
 def show_matrix(console: Console, matrix: Mapping[str, Any]) -> None:
@@ -99,13 +109,14 @@ def show_comparison(console: Console, record: Mapping[str, Any]) -> None:
                 _interval(domain["interval"], "+.3f"),
                 f"{domain['p_holm']:.2g}",
                 domain["unit"],
-                f"{domain['rows']:,}",
+                f"{domain['rows']:,}" + (f", {domain['rows_apart']:,} apart" if domain["rows_apart"] else ""),
                 style=style,
             )
         console.print(table)
     console.print(
         "Lower is better: a difference below 0 is this run's advantage. Coloured where chance alone would rarely make "
-        f"it, p < {_UNLIKELY} (paired rows, signs tossed; Holm's correction for the number of domains).",
+        f"it, p < {_UNLIKELY} (paired rows, signs tossed; Holm's correction for the number of domains). It speaks of "
+        "these two models on other such rows, not of what training with other seeds would give.",
         highlight=False,
     )
 
@@ -118,11 +129,15 @@ def show_answers(console: Console, record: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right" if column == "rows" else "left")
     for speaker in speakers:
         table.add_column(_speaker({"speaker": speaker}), justify="right")
+    beside_base = record["domains"][0]["against_base"] is not None
+    if beside_base:
+        table.add_column("more than the base", justify="right")
     kinds = {"label": "the label", "final": "what stands after ####", "exact": "the whole answer"}
     for domain in record["domains"]:
         shares = [_share(domain["speakers"][speaker]) for speaker in speakers]
         part = "" if domain["rows"] == domain["rows_there"] else f" of {domain['rows_there']:,}"
-        table.add_row(escape(domain["domain"]), kinds[domain["kind"]], f"{domain['rows']:,}{part}", *shares)
+        more = [_more_than_base(domain["against_base"])] if beside_base else []
+        table.add_row(escape(domain["domain"]), kinds[domain["kind"]], f"{domain['rows']:,}{part}", *shares, *more)
     console.print(table)
     if record["free_text"]:
         names = ", ".join(record["free_text"])
@@ -131,9 +146,8 @@ def show_answers(console: Console, record: Mapping[str, Any]) -> None:
 
 def show_code(console: Console, record: Mapping[str, Any]) -> None:
     """Problems solved by each speaker, and one answer to read."""
-    title = (
-        f"{record['name']}, {record['split']} split: {record['problems']:,} problems, {record['samples']} samples each"
-    )
+    each = "1 sample" if record["samples"] == 1 else f"{record['samples']:,} samples"
+    title = f"{record['name']}, {record['split']} split: {record['problems']:,} problems, {each} each"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("answers")
     for k in record["k"]:
@@ -144,6 +158,8 @@ def show_code(console: Console, record: Mapping[str, Any]) -> None:
         ended = ", ".join(f"{name} {count:,}" for name, count in sorted(each["ended"].items(), key=lambda x: -x[1]))
         table.add_row(escape(_speaker(each)), *shares, ended)
     console.print(table)
+    if record["against_base"]:
+        console.print(f"More than the base: {_more_than_base(record['against_base'])}.", highlight=False)
     console.print(
         f"All {record['references_passed']:,} reference solutions passed first. Sandbox: {record['sandbox']}.",
         highlight=False,
@@ -214,6 +230,10 @@ def _speaker(record: Mapping[str, Any]) -> str:
 def _share(figure: Mapping[str, Any]) -> str:
     interval = figure["interval"]
     return f"{figure['share']:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
+
+
+def _more_than_base(difference: Mapping[str, Any]) -> str:
+    return f"{100 * difference['difference']:+.1f} points, p {difference['p']:.2g}"
 
 
 def _interval(interval: Sequence[float] | None, form: str = ".3f") -> str:

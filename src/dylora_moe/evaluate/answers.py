@@ -12,7 +12,7 @@ from dylora_moe.evaluate.accuracy import labels_of, right_answers
 from dylora_moe.evaluate.held_out import Split, held_out
 from dylora_moe.evaluate.intervals import share_interval
 from dylora_moe.evaluate.load import Speaker, load_run
-from dylora_moe.run_dir import EVAL
+from dylora_moe.evaluate.paired import shares_against_base
 
 _FINAL = "\n#### "  # GSM8K's mark of the answer after its steps
 _MAX_CHARACTERS = 200  # of an answer that is right in one way only, such as a query or a sentence of a table
@@ -44,9 +44,12 @@ def matching_of(examples: Sequence[Example]) -> Matching | None:
 
 
 def _final(answer: str) -> str:
-    """What stands after the mark, without commas in numbers; nothing where there is no mark, which is never right."""
-    _, mark, final = answer.rpartition(_FINAL.lstrip())
-    return final.replace(",", "").strip() if mark else "\0"
+    """The line after the first mark, without commas in numbers; what goes on after it was not asked.
+
+    Where there is no mark, something that is never right.
+    """
+    _, mark, rest = answer.partition(_FINAL.lstrip())
+    return rest.partition("\n")[0].replace(",", "").strip() if mark else "\0"
 
 
 def evaluate_answers(
@@ -88,7 +91,7 @@ def evaluate_answers(
         examples = list(held.examples[domain])
         if rows is not None and rows < len(examples):  # files may be sorted
             examples = random.Random(0).sample(examples, rows)
-        shares: dict[str, Any] = {}
+        found = dict[str, list[bool]]()
         for speaker in speakers:
             tell(f"{speaker.name} answers {len(examples):,} rows of {domain} ...")
             with trained.speaking(speaker):
@@ -100,15 +103,20 @@ def evaluate_answers(
                     end_token_ids=held.end_token_ids,
                     matched=kind.matched,
                 )
-            shares[speaker.name] = {
-                "share": sum(right) / len(right),
-                "interval": share_interval(sum(right), len(right)),
-            }
-        there = len(held.examples[domain])
+            found[speaker.name] = right
         domains.append(
-            {"domain": domain, "kind": kind.kind, "rows": len(examples), "rows_there": there, "speakers": shares}
+            {
+                "domain": domain,
+                "kind": kind.kind,
+                "rows": len(examples),
+                "rows_there": len(held.examples[domain]),
+                "speakers": {
+                    name: {"share": sum(right) / len(right), "interval": share_interval(sum(right), len(right))}
+                    for name, right in found.items()
+                },
+                "against_base": shares_against_base(found),
+            }
         )
     record = {"split": split, "domains": domains, "free_text": free}
     alone = f"-{speakers[0].name}" if len(speakers) == 1 else ""  # that it takes no place of what was measured together
-    trained.run.write(f"{EVAL}/{'' if split == 'validation' else split + '-'}answers{alone}.json", record)
-    return record
+    return trained.keep(f"{'' if split == 'validation' else split + '-'}answers{alone}", record)

@@ -22,8 +22,8 @@ from dylora_moe.errors import DataError, SandboxError
 from dylora_moe.evaluate.generate import Sampling, generate_answers
 from dylora_moe.evaluate.intervals import mean_interval, share_interval
 from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
+from dylora_moe.evaluate.paired import shares_against_base
 from dylora_moe.evaluate.problems import Problem, Split, as_module, extract_code, read_problems
-from dylora_moe.run_dir import EVAL
 from dylora_moe.sandbox import Limits, Sandbox, find_sandbox
 
 # Of the samples at k > 1, as in the HumanEval paper (arXiv 2107.03374, section 3.3); top p 0.95 as there.
@@ -85,10 +85,11 @@ def evaluate_code(
     box = find_sandbox(sandbox)
     trained = load_run(folder, progress=tell)
     check_references(problems, box, tell)
-    measured, example = [], None
+    measured, example, solved = [], None, dict[str, list[float]]()
     for speaker in speakers:
         verdicts, answers = _solve(trained, speaker, problems, samples, box, tell)
         passed = [sum(verdict.passed for verdict in each) for each in verdicts]
+        solved[speaker.name] = [each / samples for each in passed]
         measured.append(_figures(speaker, problems, passed, samples, verdicts))
         example = {
             "problem": problems[0].name,
@@ -109,11 +110,11 @@ def evaluate_code(
         "temperature": TEMPERATURE if samples > 1 else 0.0,
         "k": _ks(samples),
         "speakers": measured,
+        "against_base": shares_against_base(solved),
         "example": example,
     }
     alone = f"-{speakers[0].name}" if len(speakers) == 1 else ""  # that it takes no place of what was measured together
-    trained.run.write(f"{EVAL}/code-{record['name']}-{split}{alone}.json", record)
-    return record
+    return trained.keep(f"code-{record['name']}-{split}{alone}", record)
 
 
 def check_references(problems: Sequence[Problem], box: Sandbox, tell: Tell) -> None:
@@ -143,9 +144,10 @@ def judge(answers: Sequence[tuple[Problem, str]], box: Sandbox, limits: Limits =
 def _judge(problem: Problem, answer: str, box: Sandbox, limits: Limits) -> Verdict:
     program, mark = as_module(problem.program(extract_code(answer))), secrets.token_hex(8)
     # A program that ends itself with exit code 0 before its tests did does not say this.
-    outcome = box.run(f"{program}\nprint({mark!r})\n", limits)
+    told = f"__import__('builtins').print({mark!r})"  # also where the program has a print of its own
+    outcome = box.run(f"{program}\n{told}\n", limits)
     ended = outcome.ended
-    if ended == "passed" and not outcome.stdout.endswith(f"{mark}\n"):
+    if ended == "passed" and mark not in outcome.stdout:
         ended = "left early"
     return Verdict(ended=ended, program=program, detail=outcome.stderr.strip().rpartition("\n")[2][:300])
 

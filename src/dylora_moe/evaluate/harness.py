@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import ConfigError, DataError, DyLoraError
-from dylora_moe.evaluate.load import Speaker, load_run
-from dylora_moe.evaluate.run import model_digest
-from dylora_moe.run_dir import EVAL, RunDir
+from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
+from dylora_moe.run_dir import EVAL
 
 
 def run_harness(
@@ -78,12 +77,11 @@ def run_harness(
                 f"got {type(error).__name__}: {str(error)[:300]}. Connect, or take tasks whose rows are files here."
             ) from error
     assert results is not None  # of this process alone
-    name = f"{EVAL}/harness-{speaker.name}.json"
-    record = _record(results, limit=limit, chat=chat)
-    known = _known(trained.run, name, digest := model_digest(trained.run))
-    record = {"lm_eval": version("lm_eval"), "model": digest, "tasks": known | record}
-    trained.run.write(name, record)
-    return record
+    name = f"harness-{speaker.name}"
+    known = _known(trained, f"{EVAL}/{name}.json")
+    return trained.keep(
+        name, {"lm_eval": version("lm_eval"), "tasks": known | _record(results, limit=limit, chat=chat)}
+    )
 
 
 def main() -> None:
@@ -207,12 +205,12 @@ def _record(results: Mapping[str, Any], *, limit: int | None, chat: bool) -> dic
     return tasks
 
 
-def _known(run: RunDir, name: str, digest: str) -> dict[str, Any]:
+def _known(trained: TrainedRun, name: str) -> dict[str, Any]:
     """Tasks that this very model was measured on before."""
-    if not (run / name).is_file():
+    if not (trained.run / name).is_file():
         return {}
-    before = run.read(name)
-    return before["tasks"] if before.get("model") == digest else {}
+    before = trained.run.read(name)
+    return before["tasks"] if before.get("model") == trained.digest else {}
 
 
 if __name__ == "__main__":

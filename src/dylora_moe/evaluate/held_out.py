@@ -12,7 +12,7 @@ from dylora_moe.data.example import Example
 from dylora_moe.data.splits import as_json
 from dylora_moe.errors import DataError
 from dylora_moe.evaluate.load import TrainedRun, read_config
-from dylora_moe.run_dir import DATA, STAGE, STAGES, RunDir
+from dylora_moe.run_dir import DATA, STAGE, RunDir, stage_folders
 from dylora_moe.skills.library import load_library
 
 Split = Literal["validation", "test"]
@@ -22,12 +22,13 @@ Split = Literal["validation", "test"]
 class HeldOut:
     """Rows of one split by domain, or by skill of a stream, and the examples behind them in the same order.
 
-    `end_token_ids` are those that end an answer.
+    `end_token_ids` are those that end an answer; `num_overlong` are rows by domain that are too long to be measured.
     """
 
     rows: Mapping[str, Sequence[TokenizedRow]]
     examples: Mapping[str, Sequence[Example]]
     end_token_ids: tuple[int, ...]
+    num_overlong: Mapping[str, int]
 
     def names(self, domain: str, labelled: Sequence[str]) -> list[str]:
         """A name for each row of a domain, the same wherever the same is measured; equal rows are numbered.
@@ -63,13 +64,18 @@ def held_out(trained: TrainedRun, split: Split, tell: Callable[[str], None]) -> 
             f"the run's data must have rows of a {split} split to be measured on, and has none. Rows in files named "
             f"{split}, and those of official splits, are. Give one of its data sets such a file, or leave --split out."
         )
+    for domain, number in found.num_overlong.items():
+        tell(
+            f"{number:,} of {number + len(found.rows[domain]):,} {split} rows of {domain} are longer than max_length = "
+            f"{trained.config.max_length:,} tokens and are not measured."
+        )
     return found
 
 
 def _of_stream(trained: TrainedRun, split: Split, tell: Callable[[str], None]) -> HeldOut:
     parts: list[HeldOut] = []
     library = load_library(trained.run.path).skills
-    for stage in map(RunDir, sorted(trained.run.path.glob(f"{STAGES}/*"))):
+    for stage in map(RunDir, stage_folders(trained.run)):
         if not (stage / STAGE).is_file():  # begun, and not committed
             continue
         name = stage.read(STAGE)["figures"]["skill"]
@@ -83,6 +89,7 @@ def _of_stream(trained: TrainedRun, split: Split, tell: Callable[[str], None]) -
         rows={name: rows for part in parts for name, rows in part.rows.items()},
         examples={name: examples for part in parts for name, examples in part.examples.items()},
         end_token_ids=tuple(dict.fromkeys(token for part in parts for token in part.end_token_ids)),
+        num_overlong={name: number for part in parts for name, number in part.num_overlong.items()},
     )
 
 
@@ -97,8 +104,11 @@ def _split_of(data: DataBundle, then: Mapping[str, str], split: Split) -> HeldOu
         (data.validation, data.validation_examples) if split == "validation" else (data.test, data.test_examples)
     )
     there = [name for name in rows if len(rows[name])]
+    too_long = {domain.domain: domain.num_test - len(rows[domain.domain]) for domain in data.summary.domains}
     return HeldOut(
         rows={name: rows[name] for name in there},
         examples={name: examples[name] for name in there},
         end_token_ids=data.summary.end_token_ids,
+        # Those of validation rows are told, with the training rows', when the data is prepared.
+        num_overlong={name: too_long[name] for name in there if split == "test" and too_long[name] > 0},
     )

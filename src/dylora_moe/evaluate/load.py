@@ -1,6 +1,6 @@
 """A run or model folder -> the model, its tokenizer, and what it was trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from dylora_moe.bases import load_base
 from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.machine import base_dtype
-from dylora_moe.run_dir import CONFIG, FINAL, RunDir
+from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir
 from dylora_moe.tuner import DyLoraModel, load_model
 from dylora_moe.tuner.exchange import read_description
 
@@ -41,12 +41,23 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """A finished run, ready to be used."""
+    """A finished run, ready to be used. `digest` is its `RunDir.model_digest`."""
 
     run: RunDir
     config: RunConfig
     model: DyLoraModel
     tokenizer: PreTrainedTokenizerBase
+    digest: str
+
+    def keep(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write what was measured to `eval/NAME.json`; with the model's digest, so that it is known when it is old.
+
+        Returns:
+            What was written.
+        """
+        whole = {"model": self.digest, **record}
+        self.run.write(f"{EVAL}/{name}.json", whole)
+        return whole
 
     def speaking(self, speaker: Speaker) -> AbstractContextManager[None]:
         """Inside, this one answers.
@@ -98,4 +109,4 @@ def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
         model.to("cuda")
     tokenizer = base.tokenizer
     tokenizer.chat_template = (run / FINAL / "chat_template.jinja").read_text(encoding="utf-8")
-    return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer)
+    return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer, digest=run.model_digest())

@@ -39,4 +39,7 @@ def expert_matrix(
 def similarities(model: DyLoraModel) -> dict[str, Any]:
     """Cosine of every two experts' changes of the base, -1 to 1."""
     names = model.expert_names
-    return {"experts": list(names), "similarity": [[similarity(model, one, other) for other in names] for one in names]}
+    pairs = {frozenset((one, other)) for one in names for other in names}
+    found = {pair: similarity(model, min(pair), max(pair)) for pair in pairs}
+    table = [[found[frozenset((one, other))] for other in names] for one in names]
+    return {"experts": list(names), "similarity": table}

@@ -15,11 +15,12 @@ from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.evaluate.held_out import HeldOut, Split, held_out
 from dylora_moe.evaluate.intervals import ratio_interval
 from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
-from dylora_moe.evaluate.losses import RowScore, evaluation_of, score_domains
+from dylora_moe.evaluate.losses import evaluation_of, score_domains
 from dylora_moe.evaluate.matrix import expert_matrix, similarities
+from dylora_moe.evaluate.paired import compare_rows
 from dylora_moe.evaluate.routing import RoutingMeter, routing_changes
 from dylora_moe.evaluate.tokens import TokenMeter
-from dylora_moe.run_dir import EVAL, FINAL, ROUTING, RunDir
+from dylora_moe.run_dir import EVAL, ROUTING, RunDir
 from dylora_moe.tuner import Decision
 from dylora_moe.tuner.head import read_head
 
@@ -39,8 +40,9 @@ def evaluate_run(
     `test-` before the name.
 
     Returns:
-        Speaker's name -> domains with their losses (nats a labelled token, with a 95 % interval over rows),
-        bits a byte of the labelled text, accuracy of the next token; and how the mixture routed.
+        Speaker's name -> domains with their losses (nats a labelled token), bits a byte of the labelled text and
+        accuracy of the next token, each with a 95 % interval over rows; beside the base also `against_base`, the
+        difference of the losses as of `compare_rows`, below 0 where the base is worse. And how the mixture routed.
 
     Raises:
         RunError: No run folder, or a run that is not finished.
@@ -66,10 +68,8 @@ def evaluate_experts(folder: Path, *, split: Split = "validation", tell: Callabl
     together = [Speaker(kind="dense")] if len(names) > 1 else []
     measured = _evaluate(trained, (Speaker(kind="base"), Speaker(), *together, *experts), split, tell)
     rows = {each.name: read_rows(trained.run, each, split) for each in experts}
-    matrix = {"split": split, **expert_matrix(measured, rows)}
-    similarity = similarities(trained.model)
-    trained.run.write(f"{EVAL}/{_prefix(split)}matrix.json", matrix)
-    trained.run.write(f"{EVAL}/similarity.json", similarity)
+    matrix = trained.keep(f"{_prefix(split)}matrix", {"split": split, **expert_matrix(measured, rows)})
+    similarity = trained.keep("similarity", similarities(trained.model))
     return {"measured": measured, "matrix": matrix, "similarity": similarity}
 
 
@@ -80,16 +80,20 @@ def _evaluate(
         with trained.speaking(speaker):  # one that is not there is told before anything is measured
             pass
     held = held_out(trained, split, tell)
-    model = model_digest(trained.run)
-    found = dict[str, dict[str, Any]]()
+    found, base_rows = dict[str, dict[str, Any]](), list[dict[str, Any]]()
     for speaker in speakers:
         tell(f"Measuring {speaker.name} ...")
         record, rows = _measure(trained, held, speaker)
-        rows_digest = hashlib.sha256(rows.encode()).hexdigest()
-        record = {"speaker": speaker.name, "split": split, "model": model, "rows_sha256": rows_digest, **record}
-        trained.run.write(_rows_file(speaker, split), rows)
-        trained.run.write(f"{EVAL}/{_file(speaker, split)}.json", record)
-        found[speaker.name] = record
+        if speaker == Speaker(kind="base"):
+            base_rows = rows
+        elif base_rows:
+            for domain, compared in zip(record["domains"], compare_rows(rows, base_rows), strict=True):
+                domain["against_base"] = {name: compared[name] for name in ("difference", "interval", "p", "p_holm")}
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        rows_digest = hashlib.sha256(lines.encode()).hexdigest()
+        trained.run.write(_rows_file(speaker, split), lines)
+        about = {"speaker": speaker.name, "split": split, "rows_sha256": rows_digest}
+        found[speaker.name] = trained.keep(_file(speaker, split), about | record)
     return found
 
 
@@ -105,20 +109,11 @@ def is_measured(run: RunDir, speaker: Speaker, split: Split) -> bool:
         return False
     record = run.read(name)
     digest = hashlib.sha256(rows.read_bytes()).hexdigest()
-    return (record.get("model"), record.get("rows_sha256")) == (model_digest(run), digest)
+    return (record.get("model"), record.get("rows_sha256")) == (run.model_digest(), digest)
 
 
-def model_digest(run: RunDir) -> str:
-    """A hash of all that the run ended with: router, experts, tokenizer and template."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in (run / FINAL).rglob("*") if path.is_file()):
-        digest.update(path.relative_to(run.path).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict[str, Any], str]:
-    """Figures, and those of each row as JSON lines."""
+def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures, and those of each row."""
     model, domains = trained.model, tuple(held.rows)
     overall, by_layer = RoutingMeter(model.expert_names, domains), dict[int, RoutingMeter]()
     tokens = TokenMeter(model.expert_names, model.config.get_text_config().vocab_size)
@@ -144,8 +139,15 @@ def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict
     sizes = {name: [len(text.encode()) for text in each] for name, each in texts.items()}
     for domain in evaluation["domains"]:
         of_rows, in_bytes = scores[domain["domain"]], sizes[domain["domain"]]
-        domain["interval"] = ratio_interval([row.nll for row in of_rows], [row.tokens for row in of_rows])
-        domain["bits_per_byte"] = _bits_per_byte(of_rows, in_bytes)
+        nats, tokens_of = [row.nll for row in of_rows], [row.tokens for row in of_rows]
+        bits, total = [nll / math.log(2) for nll in nats], sum(in_bytes)
+        interval = ratio_interval(nats, tokens_of)
+        domain["loss_interval"] = interval
+        domain["perplexity_interval"] = interval and [math.exp(min(loss, 700)) for loss in interval]
+        domain["accuracy_interval"] = ratio_interval([row.right for row in of_rows], tokens_of)
+        # Comparable between tokenizers, as nats a token are not; None without text.
+        domain["bits_per_byte"] = sum(bits) / total if total else None
+        domain["bits_per_byte_interval"] = ratio_interval(bits, in_bytes) if total else None
     if evaluation["routing"] is not None:
         layers = {layer: meter.report() for layer, meter in sorted(by_layer.items())}
         evaluation["routing"]["layers"] = [
@@ -158,18 +160,13 @@ def _measure(trained: TrainedRun, held: HeldOut, speaker: Speaker) -> tuple[dict
         for name in domains
         for row, score, size in zip(held.names(name, texts[name]), scores[name], sizes[name], strict=True)
     ]
-    return evaluation, "".join(json.dumps(line) + "\n" for line in lines)
+    return evaluation, lines
 
 
 def _labelled(trained: TrainedRun, row: TokenizedRow) -> str:
     """The text that is foretold."""
     labels = [label for label in row.labels if label != IGNORED]
     return str(trained.tokenizer.decode(labels, skip_special_tokens=True))
-
-
-def _bits_per_byte(scores: Sequence[RowScore], sizes: Sequence[int]) -> float | None:
-    """Comparable between tokenizers, as nats a token are not; None without text."""
-    return sum(score.nll for score in scores) / math.log(2) / sum(sizes) if sum(sizes) else None
 
 
 def _prefix(split: Split) -> str:

@@ -1,6 +1,6 @@
 """Which tokens go to which expert."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class TokenMeter:
         self._counts = torch.zeros(vocabulary, len(self._experts), dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, decisions: Iterable[Decision], ids: Tensor, domain: Tensor) -> None:
-        """Count one pass. Several routers (one a layer) count alike.
+    def add(self, decisions: Collection[Decision], ids: Tensor, domain: Tensor) -> None:
+        """Count one pass. Of several routers (one a layer) each counts an equal part of a token.
 
         Args:
             decisions: Of the pass.
@@ -36,7 +36,7 @@ class TokenMeter:
         real, flat = (domain >= 0).reshape(-1).cpu(), ids.reshape(-1).cpu()
         for decision in decisions:
             gates = decision.token_gates().double().cpu()
-            self._counts.index_add_(0, flat[real], gates[real])
+            self._counts.index_add_(0, flat[real], gates[real] / len(decisions))
 
     def report(self, text: Callable[[int], str]) -> dict[str, list[dict[str, Any]]]:
         """Expert -> the tokens that set it apart most, those that add most to its divergence from all experts.

@@ -18,7 +18,7 @@ from dylora_moe.generate.packs import Pack
 from dylora_moe.generate.prepare import prepare, stored_settings
 from dylora_moe.generate.questions import Question
 from dylora_moe.generate.result import side_of
-from dylora_moe.run_dir import CONFIG, EVAL, RunDir
+from dylora_moe.run_dir import CONFIG, RunDir
 
 
 def evaluate_levels(
@@ -85,8 +85,7 @@ def evaluate_levels(
         "wrong": dict(wrong),
         "samples": samples,
     }
-    trained.run.write(f"{EVAL}/levels-{speaker.name}.json", record)
-    return record
+    return trained.keep(f"levels-{speaker.name}", record)
 
 
 def _read_generation(folder: Path) -> GenerateConfig:

@@ -183,7 +183,7 @@ def _best_of(cells: Sequence[DomainFigures | None], *, marked: bool) -> dict[str
         {
             "before": cell.before["loss"] if cell is not None and cell.before else None,
             "after": cell.after["loss"] if cell is not None and cell.after else None,
-            "interval": cell.after.get("interval") if cell is not None and cell.after else None,
+            "interval": cell.after.get("loss_interval") if cell is not None and cell.after else None,
         }
         for cell in cells
     ]

@@ -104,7 +104,7 @@ def range_of_losses(found: Sequence[DomainFigures]) -> Markup:
     """Losses before and after with intervals, for wide pages and for narrow ones."""
     rows = []
     for row in found:
-        ends = row.after.get("interval") if row.after else None
+        ends = row.after.get("loss_interval") if row.after else None
         before, after = (None if each is None else number(each["loss"]) for each in (row.before, row.after))
         rows.append((row.domain, before, after, (float(ends[0]), float(ends[1])) if ends else None))
     axes = Axes(title="Loss before and after by domain", x="nats a token")

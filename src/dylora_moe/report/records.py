@@ -43,9 +43,10 @@ class RunRecord:
         routing: Lines of where tokens went.
         warnings: Lines of warning signs.
         samples: Lines of answers.
-        evaluations: Name of a file in `eval/`, without its ending -> what it says.
+        evaluations: Name of a file in `eval/`, without its ending -> what it says; not of those that are stale.
         stages: Of a stream, those under way included.
         figures: Of a stage that came to its end, what was measured after it.
+        stale: Names of files in `eval/` that say what was measured of another model than the folder has now.
         broken: Names of files that are there and cannot be read.
         last_line: When the last line of figures was written, in seconds of the epoch.
     """
@@ -63,6 +64,7 @@ class RunRecord:
     evaluations: dict[str, Record]
     stages: tuple["RunRecord", ...] = ()
     figures: Record | None = None
+    stale: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     last_line: float | None = None
 
@@ -126,6 +128,7 @@ def _read(path: Path, settings: Record, *, stages: tuple[RunRecord, ...] = ()) -
 
     names = sorted(each.stem for each in (run / EVAL).glob("*.json") if not each.name.startswith("."))
     evaluations = {name: found for name in names if (found := record(f"{EVAL}/{name}.json"))}
+    stale = _stale(run, evaluations)
     newest = [stage.last_line for stage in stages if stage.last_line is not None]
     if (run / METRICS).is_file():
         newest.append((run / METRICS).stat().st_mtime)
@@ -140,12 +143,21 @@ def _read(path: Path, settings: Record, *, stages: tuple[RunRecord, ...] = ()) -
         routing=lines(ROUTING),
         warnings=lines(WARNINGS),
         samples=lines(SAMPLES),
-        evaluations=evaluations,
+        evaluations={name: found for name, found in evaluations.items() if name not in stale},
         stages=stages,
+        stale=stale,
         figures=record(STAGE).get("figures") if (run / STAGE).is_file() else None,
         broken=(*broken, *(f"{stage.path.name}/{name}" for stage in stages for name in stage.broken)),
         last_line=max(newest, default=None),
     )
+
+
+def _stale(run: RunDir, evaluations: Mapping[str, Record]) -> tuple[str, ...]:
+    measured = {name: record["model"] for name, record in evaluations.items() if "model" in record}
+    if not measured:
+        return ()
+    now = run.model_digest()
+    return tuple(name for name, model in measured.items() if model != now)
 
 
 def _settings(path: Path) -> Record | None:

@@ -125,7 +125,9 @@ def _warnings(run: RunRecord) -> str:
         for line in stage.warnings
     ]
     shown = [line | {"where": line["where"] if run.stages else ""} for line in told[:_MOST_WARNINGS]]
-    return render("warnings.html", {"warnings": shown, "more": len(told) - len(shown)}) if told else ""
+    if not told and not run.stale:
+        return ""
+    return render("warnings.html", {"stale": run.stale, "warnings": shown, "more": len(told) - len(shown)})
 
 
 def _losses(run: RunRecord, found: Sequence[DomainFigures], step: int | None) -> str:
@@ -166,13 +168,14 @@ def loss_table(
             "has_after": any(row.after is not None for row in found),
             "has_bits": any(number(each.get("bits_per_byte")) is not None for each in measured),
             "has_accuracy": any(number(each.get("accuracy")) is not None for each in measured),
-            "has_interval": any(each.get("interval") for each in measured),
+            "has_interval": any(each.get("loss_interval") for each in measured),
+            "has_p": any(each.get("against_base") for each in measured),
         },
     )
 
 
 def _whole(measured: Record | None) -> Record | None:
-    return None if measured is None else {"perplexity": None, "interval": None, **measured}
+    return None if measured is None else {"against_base": None, **measured}
 
 
 def _curves(run: RunRecord) -> str:
