@@ -40,11 +40,13 @@ def write_evaluations(run: Path) -> None:
                 {"speaker": "base", "pass": {"1": 0.025, "5": 0.075}, "interval": {"1": [0.0, 0.05]}},
                 {"speaker": "routed", "pass": {"1": 0.125, "5": 0.25}},
             ],
+            "against_base": {"difference": 0.1, "interval": [-0.02, 0.22], "p": 0.125, "rows": 40},
             "example": {"prompt": "Add two.", "answer": "It is so.", "program": "def add(): ...", "verdict": "failed"},
         },
     )
     shares = {"base": {"share": 0.25, "interval": [0.2, 0.3]}, "routed": {"share": 0.875, "interval": [0.7, 0.9]}}
-    answers = [{"domain": domains[0], "kind": "label", "rows": 40, "speakers": shares}]
+    more = {"difference": 0.625, "interval": [0.5, 0.75], "p": 0.0005, "rows": 40}
+    answers = [{"domain": domains[0], "kind": "label", "rows": 40, "speakers": shares, "against_base": more}]
     write(run, "answers", {"split": "validation", "domains": answers, "free_text": domains[1:]})
     change = {"difference": -0.125, "interval": [-0.25, -0.0625], "p": 0.001, "p_holm": 0.002, "rows": 6}
     compared = {"domain": domains[0], "unit": "nats a token", "ours": 1.5, "theirs": 1.625, **change}

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dylora_moe.report.charts import (
@@ -41,6 +41,7 @@ def test_ticks_are_round_and_hold_the_values(low: float, high: float, count: int
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9), st.integers(2, 12))
+@example(6925363.0, 1e-9, 2)
 def test_any_range_has_a_few_ticks_around_it(low: float, width: float, count: int) -> None:
     high = low + width
     ticks = round_ticks(low, high, count)

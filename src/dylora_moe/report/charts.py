@@ -66,9 +66,12 @@ class Axes:
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """At most that many round numbers, plus one, evenly from at or below `low` to at or above `high`."""
-    if not high > low:
-        spread = abs(low) * 0.1 or 1.0
+    """At most that many round numbers, plus one, evenly from at or below `low` to at or above `high`.
+
+    Ends that differ by no more than a float tells of them count as one value.
+    """
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
+        spread = max(abs(low), abs(high)) * 0.1 or 1.0
         low, high = low - spread, high + spread
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
