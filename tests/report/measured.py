@@ -51,6 +51,13 @@ def write_evaluations(run: Path) -> None:
     change = {"difference": -0.125, "interval": [-0.25, -0.0625], "p": 0.001, "p_holm": 0.002, "rows": 6}
     compared = {"domain": domains[0], "unit": "nats a token", "ours": 1.5, "theirs": 1.625, **change}
     write(run, "compare", {"run": "a", "split": "validation", "others": [{"run": "runs/b", "domains": [compared]}]})
+    accuracy = {"metric": "acc_norm", "filter": "none", "value": 0.28125, "stderr": 0.0125, "higher_is_better": True}
+    task = {"metrics": [accuracy], "rows": 1319, "of_rows": 1319, "num_fewshot": 5}
+    write(run, "harness-base", {"lm_eval": "0.4.13", "tasks": {"hellaswag": task}})
+    write(run, "test-compare", {"run": "a", "split": "test", "others": [{"run": "runs/c", "domains": [compared]}]})
+    write(
+        run, "test-matrix", {"split": "test", "domains": domains, "rows": [{"speaker": "dense", "losses": [4.5] * 3}]}
+    )
     write(
         run,
         "levels-routed",

@@ -89,13 +89,16 @@ def test_what_was_measured_besides_is_shown(run_of: Callable[..., Path]) -> None
     for name in ("oracle, an expert for each domain", "oracle, an expert for each row"):
         assert page.row(name)[1:4] == oracle
     best = [row for row, styles in zip(page.rows, page.styles, strict=True) if any("best" in style for style in styles)]
-    assert [row[0] for row in best] == ["routed"]
+    assert [row[0] for row in best] == ["routed", "dense"], "of each of two tables"
     assert page.row("routed", "12.5%") == ["routed", "12.5%", "", "25.0%", ""]
     assert page.row("base", "2.5%")[2] == "0.0% to 5.0%"
     shares = ["25.0%", "20.0% to 30.0%", "87.5%", "70.0% to 90.0%"]
     assert page.row("capitals", "its label") == ["capitals", "its label", *shares, "+62.5 points, p 0.0005", "40"]
     assert "Trained less base: +10.0 points (-2.0 to +22.0), p 0.12 (the same problems, signs tossed)." in page.text
     assert page.row("capitals", "1.500", "1.625")[3:6] == ["-0.125", "-0.250 to -0.062", "0.002"]
+    assert page.row("hellaswag") == ["hellaswag", "base", "acc_norm", "0.2812", "0.0125", "1,319", "5"]
+    assert page.row("dense") == ["dense", "4.500", "4.500", "4.500", "4.500"]
+    assert {"Who does which domain best, test rows", "Against runs/c, test rows"} <= set(page.headings)
     assert page.row("A1", "12", "10") == ["A1", "12", "10", "5.2", ""] and page.row("A2", "1", "2")
     assert "expert_1: \u2423return \u21b5" in page.text and "Not shown" not in page.text
 

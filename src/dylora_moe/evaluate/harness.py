@@ -79,9 +79,8 @@ def run_harness(
     assert results is not None  # of this process alone
     name = f"harness-{speaker.name}"
     known = _known(trained, f"{EVAL}/{name}.json")
-    return trained.keep(
-        name, {"lm_eval": version("lm_eval"), "tasks": known | _record(results, limit=limit, chat=chat)}
-    )
+    measured = known | _record(results, limit=limit, chat=chat)
+    return trained.keep(name, {"lm_eval": version("lm_eval"), "tasks": measured})
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Files of a run's `eval/` folder -> what its page shows of them. They are told apart by their names.
 
 `base`, `routed`, `dense` and `expert-NAME` are losses of who answered, with `test-` before them on test rows;
-`matrix`, `similarity`, `compare`, `answers`, `code-NAME` and `levels-NAME` are what they say.
+`matrix`, `similarity`, `compare`, `answers`, `code-NAME`, `levels-NAME` and `harness-NAME` are what they say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from dylora_moe.report.figures import by_domain, mean, number
 from dylora_moe.report.records import Record, RunRecord
 
 Evaluations = Mapping[str, Record]
-_TEST, _EXPERT = "test-", "expert-"
+_TEST, _EXPERT, _HARNESS = "test-", "expert-", "harness-"
 
 
 def splits(evaluations: Evaluations, split: str) -> tuple[dict[str, Record], dict[str, Record]]:
@@ -19,32 +19,32 @@ def splits(evaluations: Evaluations, split: str) -> tuple[dict[str, Record], dic
     return by_domain(evaluations.get(f"{split}-base")), by_domain(evaluations.get(f"{split}-routed"))
 
 
-def expert_matrix(evaluations: Evaluations) -> Record:
-    """Losses of each speaker on each domain, and how alike experts are; each None where it was not measured."""
-    matrix = _matrix(evaluations)
-    columns, oracles = [], []
-    if matrix is not None:
-        for place in range(len(matrix["domains"])):
-            values = [value for row in matrix["rows"] if (value := number(row["losses"][place])) is not None]
-            columns.append({"best": min(values, default=None), "worst": max(values, default=None)})
-        oracles = [
-            (f"oracle, an expert for each {name}", list(losses))
-            for key, name in (("by_domain", "domain"), ("by_row", "row"))
-            if isinstance(losses := (matrix.get("oracle") or {}).get(key), Sequence)
-            and len(losses) == len(matrix["domains"])
-        ]
-        rows = [row | {"mean": mean(number(loss) for loss in row["losses"])} for row in matrix["rows"]]
-        matrix = {"split": "validation", **matrix, "rows": rows}
-    similarity = evaluations.get("similarity")
-    return {"matrix": matrix, "columns": columns, "oracles": oracles, "similarity": similarity}
+def expert_matrix(evaluations: Evaluations, split: str) -> Record | None:
+    """Losses of each speaker on each domain, on rows of a split; None where they were not measured."""
+    matrix = _matrix(evaluations, "" if split == "validation" else f"{split}-")
+    if matrix is None:
+        return None
+    columns = []
+    for place in range(len(matrix["domains"])):
+        values = [value for row in matrix["rows"] if (value := number(row["losses"][place])) is not None]
+        columns.append({"best": min(values, default=None), "worst": max(values, default=None)})
+    oracles = [
+        (f"oracle, an expert for each {name}", list(losses))
+        for key, name in (("by_domain", "domain"), ("by_row", "row"))
+        if isinstance(losses := (matrix.get("oracle") or {}).get(key), Sequence)
+        and len(losses) == len(matrix["domains"])
+    ]
+    rows = [row | {"mean": mean(number(loss) for loss in row["losses"])} for row in matrix["rows"]]
+    return {"split": split, "domains": matrix["domains"], "rows": rows, "columns": columns, "oracles": oracles}
 
 
-def _matrix(evaluations: Evaluations) -> Record | None:
+def _matrix(evaluations: Evaluations, prefix: str) -> Record | None:
     """As it was measured at once, or put together from experts that were measured one by one."""
-    if whole := evaluations.get("matrix"):
+    if whole := evaluations.get(f"{prefix}matrix"):
         return whole
-    names = [name for name in evaluations if name.startswith(_EXPERT)]
-    told = {name: by_domain(evaluations[name]) for name in ("base", *names, "routed") if name in evaluations}
+    of_split = {name.removeprefix(prefix): record for name, record in evaluations.items() if name.startswith(prefix)}
+    names = [name for name in of_split if name.startswith(_EXPERT)]
+    told = {name: by_domain(of_split[name]) for name in ("base", *names, "routed") if name in of_split}
     domains = list(dict.fromkeys(domain for found in told.values() for domain in found))
     if not names or not domains:
         return None
@@ -59,13 +59,18 @@ def _matrix(evaluations: Evaluations) -> Record | None:
 
 
 def task_records(evaluations: Evaluations) -> Record:
-    """What was measured by answers: programs, labels, levels."""
+    """What was measured by answers: programs, labels, levels, public tasks."""
     return {
         "codes": [record for name, record in evaluations.items() if name.startswith("code-")],
         "answers": [
             record for name, record in sorted(evaluations.items()) if name.removeprefix(_TEST).startswith("answers")
         ],
         "levels": [record for name, record in evaluations.items() if name.startswith("levels-")],
+        "harness": [
+            {"speaker": name.removeprefix(_HARNESS), **record}
+            for name, record in evaluations.items()
+            if name.startswith(_HARNESS)
+        ],
     }
 
 

@@ -85,7 +85,7 @@ def render_run(run: RunRecord, stream: Mapping[str, Any] | None = None, *, now: 
     sections.add("test", "Losses on test rows", lambda: _test_losses(run))
     sections.add("curves", "Curves", lambda: _curves(run))
     sections.add("routing", "Routing", lambda: _routing(run))
-    sections.add("experts", "Experts by domain", lambda: render("experts.html", expert_matrix(run.evaluations)))
+    sections.add("experts", "Experts by domain", lambda: _experts(run))
     sections.add("beside", "Beside other runs", lambda: _beside(run))
     sections.add("tasks", "Tasks", lambda: render("tasks.html", task_records(run.evaluations)))
     sections.add("samples", "Before and after", lambda: _samples(run, found))
@@ -216,9 +216,15 @@ def _routing(run: RunRecord) -> str:
     )
 
 
+def _experts(run: RunRecord) -> str:
+    similarity = run.evaluations.get("similarity")
+    tables = [found for split in ("validation", "test") if (found := expert_matrix(run.evaluations, split))]
+    return render("experts.html", {"tables": tables, "similarity": similarity}) if tables or similarity else ""
+
+
 def _beside(run: RunRecord) -> str:
-    compared = run.evaluations.get("compare")
-    return render("beside.html", {"compared": compared}) if compared else ""
+    found = [run.evaluations[name] for name in ("compare", "test-compare") if name in run.evaluations]
+    return "".join(render("beside.html", {"compared": compared}) for compared in found)
 
 
 def _samples(run: RunRecord, found: Sequence[DomainFigures]) -> str:
