@@ -13,4 +13,6 @@ from dylora_moe.tuner.model import DyLoraModel as DyLoraModel
 from dylora_moe.tuner.model import Expert as Expert
 from dylora_moe.tuner.moments import moments_kept as moments_kept
 from dylora_moe.tuner.prototype import PrototypeRouter as PrototypeRouter
+from dylora_moe.tuner.routing import BASE as BASE
+from dylora_moe.tuner.routing import ROUTED as ROUTED
 from dylora_moe.tuner.routing import Decision as Decision

@@ -18,6 +18,7 @@ from dylora_moe.errors import TunerError
 from dylora_moe.tuner.auxiliary import AuxiliaryLosses, BatchLoad, LoadWindow, auxiliary_losses
 from dylora_moe.tuner.config import Execution, ExpertConfig, RoutingConfig
 from dylora_moe.tuner.inspect import check_name, check_reach, decoder_layers, layer_index, lora_config
+from dylora_moe.tuner.overrides import Overridable
 from dylora_moe.tuner.prototype import PrototypeRouter, Router
 from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.router import LinearRouter
@@ -36,7 +37,7 @@ class Expert:
     """True when its weights take no more gradients."""
 
 
-class DyLoraModel(nn.Module):
+class DyLoraModel(Overridable):
     """N experts and a router over one frozen base, in one pass of the base.
 
     Call it like the base: `model(input_ids=...)`, `model.generate(...)`. `peft_model` is the PEFT model that holds
@@ -159,46 +160,14 @@ class DyLoraModel(nn.Module):
         with self.tap.generating():
             return cast(Any, self.lm).generate(*args, **kwargs)
 
-    @contextmanager
-    def forced(self, name: str | None) -> Iterator[None]:
-        """Inside the block one expert serves every token, whatever the router says; None for the router again.
+    def join_decisions(self, cache: Any, parts: Sequence[tuple[Any, Sequence[int]]]) -> None:
+        """Say of which documents a cache holds the tokens, when it was put together from others.
 
-        To train it alone, freeze the others: their gradients are zeros, and an optimizer may still decay them.
+        Args:
+            cache: Filled with rows of other caches.
+            parts: A cache that this model filled, and the rows that were taken from it; in the order of the rows.
         """
-        if name is not None:
-            self._require(name)
-        previous, self.state.forced = self.state.forced, name
-        try:
-            yield
-        finally:
-            self.state.forced = previous
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside the block the base answers alone."""
-        previous, self.state.disabled = self.state.disabled, True
-        try:
-            yield
-        finally:
-            self.state.disabled = previous
-
-    @contextmanager
-    def dense(self) -> Iterator[None]:
-        """Inside the block all experts answer together, each with the router's weight."""
-        previous, self.state.dense = self.state.dense, True
-        try:
-            yield
-        finally:
-            self.state.dense = previous
-
-    @contextmanager
-    def recording(self) -> Iterator[list[Decision]]:
-        """Inside the block, every decision of every pass is kept in the list that this gives."""
-        previous, self.state.recorded = self.state.recorded, []
-        try:
-            yield self.state.recorded
-        finally:
-            self.state.recorded = previous
+        self.tap.join(cache, parts)
 
     def auxiliary_losses(self, window: LoadWindow | BatchLoad) -> AuxiliaryLosses:
         """Balance and z-loss of the last pass, whose load is added to the window of the optimizer step."""
@@ -425,8 +394,7 @@ class DyLoraModel(nn.Module):
         return min(expert.maturity for expert in self._experts.values())
 
     def _require(self, name: str) -> Expert:
-        if name not in self._experts:
-            raise TunerError(f"there is no expert {name!r}; there are {', '.join(self._experts)}.")
+        self.index_of(name)
         return self._experts[name]
 
     @property

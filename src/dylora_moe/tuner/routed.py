@@ -82,7 +82,7 @@ class RoutedLinear(LoraLinear):
         routing = self.routing
         if routing.disabled or self.disable_adapters or self.merged or not self.lora_A:
             return self.base_layer(x, *args, **kwargs)
-        if routing.forced is not None or len(self.expert_names) == 1:
+        if routing.forced is not None or (len(self.expert_names) == 1 and routing.rows is None):
             name = routing.forced or self.expert_names[0]
             if self.execution == "rowwise" and name in self.lora_A and x.dim() == 3 and not torch.is_grad_enabled():
                 return self._alone(x, name, *args, **kwargs)

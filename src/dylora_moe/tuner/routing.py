@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+# Of a row that has its own say: the router decides, or the base answers alone. Other numbers are those of experts.
+ROUTED, BASE = -1, -2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
@@ -141,6 +144,10 @@ class RoutingState:
     """True while the base answers alone."""
     dense: bool = False
     """True while all experts contribute to every unit, mature or not."""
+    rows: Int[Tensor, " batch"] | None = None
+    """Of each row an expert's number, ROUTED or BASE; None while all rows are routed alike."""
+    passes: list[dict[int | None, Decision]] = field(default_factory=list)
+    """Decisions of the last pass, or of all passes of the last generation."""
 
     def decision_for(self, layer: int) -> Decision | None:
         """The decision that the adapted Linears of a layer follow, or None when none was made."""
@@ -161,11 +168,11 @@ class Replay:
 
     def _read(self) -> tuple[Any, ...]:
         state = self._state
-        return state.decisions, state.layout, state.forced, state.disabled, state.dense
+        return state.decisions, state.layout, state.forced, state.disabled, state.dense, state.rows
 
     def _write(self, values: tuple[Any, ...]) -> None:
         state = self._state
-        state.decisions, state.layout, state.forced, state.disabled, state.dense = values
+        state.decisions, state.layout, state.forced, state.disabled, state.dense, state.rows = values
 
     def __enter__(self) -> None:
         self._now = self._read()

@@ -5,12 +5,14 @@ of a decoder layer with a router turns its input into a `Decision`. Under gradie
 once a pass, or (transformers before 5.23) again when a layer is recomputed, on the layout that is replayed for it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -19,7 +21,7 @@ from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
 from dylora_moe.tuner.prototype import PrototypeRouter, Router, mixed_gates
 from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
-from dylora_moe.tuner.routing import Decision, Layout, RoutingState, make_dispatch
+from dylora_moe.tuner.routing import BASE, Decision, Layout, RoutingState, make_dispatch
 
 
 def find_documents(
@@ -119,10 +121,11 @@ class Tap:
         maturity: Callable[[], float],
     ) -> None:
         self.config, self.state, self.maturity = config, state, maturity
+        self._has_routers = bool(routers)
         self.on_features: Callable[[int | None, Tensor], None] | None = None
         self._prompt: Tensor | None = None
         self._real: Tensor | None = None
-        self._generating, self._prompt_length = False, None
+        self._generating, self._is_first, self._prompt_length = False, False, None
         self._filled_cache: Any = None
         self._kept: WeakKeyDictionary[Any, dict[int | None, tuple[Tensor, Tensor | None]]] = WeakKeyDictionary()
         self._handles = [
@@ -150,14 +153,29 @@ class Tap:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Inside the block, the tokens of the first pass are the prompt of every later one."""
-        self._generating, self._prompt_length = True, None
+        self._generating, self._is_first, self._prompt_length = True, True, None
         try:
             yield
         finally:
-            self._generating, self._prompt_length = False, None
+            self._generating, self._is_first, self._prompt_length = False, False, None
+
+    def join(self, cache: Any, parts: Sequence[tuple[Any, Sequence[int]]]) -> None:
+        """Remember for a cache what was decided for rows of others: of each one its rows that are there, in order."""
+        if self.config.granularity == "token" or not self._has_routers:
+            return
+        kept: dict[int | None, tuple[Tensor, Tensor | None]] = {}
+        for key in self._kept[parts[0][0]]:
+            found = [(self._kept[part][key], list(rows)) for part, rows in parts]
+            logits = torch.cat([logits[rows] for (logits, _), rows in found])
+            surely = [sure[rows] for (_, sure), rows in found if sure is not None]
+            kept[key] = logits, torch.cat(surely) if surely else None
+        self._kept[cache] = kept
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.state.decisions = {}
+        if not self._generating or self._is_first:
+            self.state.passes, self._is_first = [], False
+        self.state.passes.append(self.state.decisions)
         if self.state.disabled or self.state.forced is not None:
             return
         ids = args[0] if args else kwargs.get("input_ids")
@@ -167,6 +185,8 @@ class Tap:
         # Asked here, before the layers below the tap add this pass's tokens to it.
         self._filled_cache = cache if cache is not None and cache.get_seq_length() > 0 else None
         self.state.layout = self._read_layout(shape, device, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        if self.state.rows is not None and not self._has_routers:
+            self.state.decisions[None] = self._without_router(self.state.layout)
 
     def _read_layout(
         self, shape: tuple[int, int], device: torch.device, mask: Any, position_ids: Tensor | None
@@ -241,7 +261,32 @@ class Tap:
             dense=maturity < 1 or self.state.dense,
             temperature=self._temperature(router, maturity),
             sure=sure,
+            speakers=self._speakers(batch, features.device),
         )
+
+    def _without_router(self, layout: Layout) -> Decision:
+        """One expert alone, or the base, by rows; each row is one unit."""
+        batch, tokens = layout.valid.shape
+        rows = torch.arange(batch, device=layout.valid.device)
+        return make_decision(
+            torch.zeros(batch, 1, device=rows.device),
+            layout.valid.any(1),
+            rows,
+            rows.repeat_interleave(tokens),
+            replace(self.config, top_k=1),
+            dense=False,
+            speakers=self._speakers(batch, rows.device),
+        )
+
+    def _speakers(self, batch: int, device: torch.device) -> Tensor | None:
+        rows = self.state.rows
+        if rows is None:
+            return None
+        if len(rows) != batch:
+            raise TunerError(
+                f"rows that have their own say must be as many as the batch has, {batch}, got {len(rows)}."
+            )
+        return rows.to(device)
 
     def _temperature(self, router: Router, maturity: float) -> float | Tensor:
         """Of weights over all experts; while one is immature on its way to 1, the logits as they are."""
@@ -297,6 +342,7 @@ def make_decision(
     dense: bool,
     temperature: float | Tensor | None = None,
     sure: Bool[Tensor, " units"] | None = None,
+    speakers: Int[Tensor, " batch"] | None = None,
 ) -> Decision:
     """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert.
 
@@ -309,6 +355,7 @@ def make_decision(
         dense: All experts contribute to every unit.
         temperature: Of weights over all experts, on the scale of the logits; that of the config where not given.
         sure: Whether each unit is near enough to a skill; None where the router does not say.
+        speakers: Of each row of the batch an expert's number, ROUTED or BASE; None where all are routed.
     """
     softness = config.temperature if temperature is None else temperature
     probs = logits.softmax(-1)
@@ -321,6 +368,9 @@ def make_decision(
         experts, weights = sparse_gates(logits, probs, config.top_k)
         if sure is not None and config.unsure == "base":
             weights = weights * sure[:, None]
+    if speakers is not None:
+        experts, weights = _overridden(experts, weights, speakers.index_select(0, row_of_unit), logits.shape[1])
+    if experts is not None:
         of_token, token_weights = experts, weights
         if unit_of_token is not None:
             of_token, token_weights = experts.index_select(0, unit_of_token), weights.index_select(0, unit_of_token)
@@ -338,6 +388,24 @@ def make_decision(
         slot_weights=slot_weights,
         sure=sure,
     )
+
+
+def _overridden(
+    experts: Int[Tensor, "units top_k"] | None,
+    weights: Float[Tensor, "units chosen"],
+    speaker: Int[Tensor, " units"],
+    num_experts: int,
+) -> tuple[Int[Tensor, "units top_k"] | None, Float[Tensor, "units chosen"]]:
+    """The same but for units of rows that have their own say: one expert with weight 1, or none."""
+    alone, by_base = (speaker >= 0)[:, None], (speaker == BASE)[:, None]
+    if experts is None:
+        own = F.one_hot(speaker.clamp_min(0), num_experts).to(weights.dtype)
+    else:
+        places = torch.arange(experts.shape[1], device=experts.device)
+        # The other places need other experts, of weight 0, so that no expert is there twice.
+        experts = torch.where(alone, (speaker.clamp_min(0)[:, None] + places) % num_experts, experts)
+        own = (places == 0).to(weights.dtype).expand_as(weights)
+    return experts, torch.where(alone, own, weights).masked_fill(by_base, 0.0)
 
 
 def _any(mask: Bool[Tensor, " units"]) -> bool:
