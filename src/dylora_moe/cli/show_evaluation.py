@@ -24,32 +24,36 @@ def _show_losses(console: Console, record: Mapping[str, Any]) -> None:
     title = f"{_speaker(record)}: loss on {record['split']} rows (nats per answer token)"
     table = Table(title=title, title_justify="left")
     beside_base = any("against_base" in domain for domain in record["domains"])
-    than_base = ("less than the base",) if beside_base else ()
-    for column in ("domain", "loss", *than_base, "perplexity", "bits a byte", "next token right", "tokens", "rows"):
+    than_base = ("less than\nthe base",) if beside_base else ()
+    for column in ("domain", "loss", *than_base, "perplexity", "bits/byte", "next\ntoken\nright", "rows"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain in record["domains"]:
         compared = [_less_than_base(domain["against_base"])] if beside_base else []
         table.add_row(
             escape(domain["domain"]),
-            _figure(domain, "loss", ".3f"),
+            _figure(domain, "loss", 3),
             *compared,
-            _figure(domain, "perplexity", ".2f"),
-            _figure(domain, "bits_per_byte", ".3f"),
-            _figure(domain, "accuracy", ".1%"),
-            f"{domain['tokens']:,}",
+            _figure(domain, "perplexity", 2),
+            _figure(domain, "bits_per_byte", 3),
+            _figure(domain, "accuracy", 1, share=True),
             f"{domain['rows']:,}",
         )
     console.print(table)
     p = "; p: how often chance alone makes such a difference (paired rows, signs tossed, Holm)" if beside_base else ""
-    console.print(f"Below a figure: its 95 % interval over rows{p}.", style="dim", highlight=False)
+    console.print(f"Below a figure its 95 % interval over rows{p}.", style="dim", highlight=False)
 
 
-def _figure(domain: Mapping[str, Any], name: str, form: str) -> str:
-    """A figure, and its interval in the line below."""
-    if domain[name] is None:
+def _figure(domain: Mapping[str, Any], name: str, places: int, *, share: bool = False) -> str:
+    """A figure, and its interval in the line below with a digit less, so that the table fits a terminal."""
+    value, interval = domain[name], domain[f"{name}_interval"]
+    if value is None:
         return ""
-    interval = domain[f"{name}_interval"]
-    return f"{domain[name]:{form}}" + (f"\n[dim]{_interval(interval, form)}[/]" if interval else "")
+    factor, unit = (100, "%") if share else (1, "")
+    shown = f"{factor * value:.{places}f}{unit}"
+    if interval is None:
+        return shown
+    low, high = (f"{factor * end:.{places - 1}f}" for end in interval)
+    return f"{shown}\n[dim]{low}-{high}{unit}[/]"
 
 
 def _less_than_base(difference: Mapping[str, Any]) -> str:
