@@ -175,7 +175,7 @@ def loss_table(
 
 
 def _whole(measured: Record | None) -> Record | None:
-    return None if measured is None else {"against_base": None, **measured}
+    return None if measured is None else {"perplexity": None, "against_base": None, **measured}
 
 
 def _curves(run: RunRecord) -> str:
