@@ -19,6 +19,15 @@ from dylora_moe.errors import BaseModelError, CacheError
 _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 # These names only: repositories also hold copies of the same weights as pickles, in other precisions and formats.
 _WEIGHT_FILES = ["model.safetensors", "model-*.safetensors"]
+_MIXTURE_FILES = [
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "router.safetensors",
+    "experts/*/adapter_config.json",
+    "experts/*/adapter_model.safetensors",
+]
 
 
 def fetch_snapshot(name: str, *, revision: str | None, weights: bool) -> Path:
@@ -36,28 +45,49 @@ def fetch_snapshot(name: str, *, revision: str | None, weights: bool) -> Path:
         BaseModelError: gated, not found, or unreachable.
         CacheError: no disk space.
     """
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=_TEXT_FILES + (_WEIGHT_FILES if weights else []),
-            ignore_patterns=["*/*"],
+    return _download(name, revision, _TEXT_FILES + (_WEIGHT_FILES if weights else []), ["*/*"], "Base model")
+
+
+def fetch_mixture(name: str, description: str) -> Path:
+    """Download a mixture of experts, or find it in the hub's own cache: no code and no pickle.
+
+    Args:
+        name: hub id, such as `owner/name`.
+        description: The file by which a mixture is known.
+
+    Raises:
+        BaseModelError: gated, not found, unreachable, or no mixture.
+        CacheError: no disk space.
+    """
+    folder = _download(name, None, _MIXTURE_FILES, None, "Model")
+    if not (folder / description).is_file():
+        raise BaseModelError(
+            f"Model {name!r} must hold {description} to be a mixture of experts, got a model without. "
+            "Load it with transformers, or give the id of a mixture."
         )
+    return folder
+
+
+def _download(name: str, revision: str | None, allow: list[str], ignore: list[str] | None, what: str) -> Path:
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
     # Broad, because the hub's client lets the errors of its HTTP library through, and that library changes.
     except Exception as error:
-        raise _explain(name, revision, error) from error
+        raise _explain(name, revision, error, what) from error
     return Path(folder)
 
 
-def _explain(name: str, revision: str | None, error: Exception) -> BaseModelError | CacheError:
+def _explain(name: str, revision: str | None, error: Exception, what: str) -> BaseModelError | CacheError:
     links = list(chain(error))
     statuses = {link.response.status_code for link in links if isinstance(link, HfHubHTTPError)}
-    instead = f"or give a local folder, or an embedded base ({', '.join(EMBEDDED)})"
+    is_base = what == "Base model"
+    instead = f"or give a local folder, or an embedded base ({', '.join(EMBEDDED)})" if is_base else "or give a folder"
+    expected = "a hub id, an existing folder or an embedded base" if is_base else "a hub id or an existing folder"
     if is_disk_full(error):
         return disk_full_error(Path(constants.HF_HUB_CACHE), f"Downloading {name!r}")
     if any(isinstance(link, GatedRepoError) for link in links):
         return BaseModelError(
-            f"Base model {name!r} is gated on the hub, and access was refused. Accept its licence on its hub page "
+            f"{what} {name!r} is gated on the hub, and access was refused. Accept its licence on its hub page "
             f"and set HF_TOKEN to a token of that account, {instead}."
         )
     if any(isinstance(link, RevisionNotFoundError) for link in links):
@@ -67,7 +97,7 @@ def _explain(name: str, revision: str | None, error: Exception) -> BaseModelErro
         )
     if any(isinstance(link, RepositoryNotFoundError | HFValidationError) for link in links):
         return BaseModelError(
-            f"Base model {name!r} must be a hub id, an existing folder or an embedded base, got none of them (a "
+            f"{what} {name!r} must be {expected}, got none of them (a "
             f"private hub model looks the same). Correct the name, set HF_TOKEN if the model is private, {instead}."
         )
     if statuses & {401, 403}:

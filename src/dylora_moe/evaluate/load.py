@@ -1,5 +1,10 @@
-"""A run or model folder -> the model, its tokenizer, and what it was trained with."""
+"""A run, a model folder or a hub id -> the model, its tokenizer, and what it was trained with.
 
+The one place that opens what was trained, for the library, the verbs and whoever serves. It is no `dylora_moe/load.py`:
+once that was imported, `dylora_moe.load` would be the module and no longer the function.
+"""
+
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,12 +15,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dylora_moe.bases import load_base
+from dylora_moe.bases.hub import fetch_mixture
+from dylora_moe.bases.resolve import log_progress
 from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir
 from dylora_moe.tuner import DyLoraModel, load_model
-from dylora_moe.tuner.exchange import read_description
+from dylora_moe.tuner.exchange import MODEL_FILE, read_description
+
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,23 +99,85 @@ def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
 
     Raises:
         RunError: no run folder, or a run that is not finished.
+        TunerError: its model is not there.
         BaseModelError: its base cannot be had.
     """
     run = RunDir(folder)
     config = read_config(run)
-    if not run.is_finished:
-        raise RunError(f"the run in {folder} is not finished. Wait for it, or train it first.")
-    description: dict[str, Any] = read_description(run / FINAL)
-    base = load_base(
-        description["base"],
+    _check_finished(run)
+    model, tokenizer = _open(
+        run / FINAL,
         dtype=base_dtype(bf16=config.bf16, fp16=config.fp16),
-        expected_revision=description.get("base_revision"),
         load_in_4bit=config.load_in_4bit,
         progress=progress,
     )
-    model = load_model(base.model, run / FINAL)
-    if torch.cuda.is_available() and not config.load_in_4bit:  # a base in 4 bit is loaded where it stays
-        model.to("cuda")
-    tokenizer = base.tokenizer
-    tokenizer.chat_template = (run / FINAL / "chat_template.jinja").read_text(encoding="utf-8")
     return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer, digest=run.model_digest())
+
+
+def load(
+    place: str | Path, *, dtype: torch.dtype | None = None, progress: Callable[[str], None] = log_progress
+) -> tuple[DyLoraModel, PreTrainedTokenizerBase]:
+    """Load a trained mixture on its base, in evaluation mode, with the tokenizer and the chat template of its training.
+
+    Args:
+        place: A run folder, a model folder, or a hub id of one.
+        dtype: Of the base. None is that of the run; of a model by itself, what this machine computes in.
+        progress: Called with a line of text at each long step.
+
+    Raises:
+        RunError: A run that is not finished.
+        TunerError: No model is there, or one that does not fit its base.
+        BaseModelError: The model or its base cannot be had.
+    """
+    if dtype is None and (Path(place) / CONFIG).is_file():
+        trained = load_run(Path(place), progress=progress)
+        return trained.model, trained.tokenizer
+    chosen = base_dtype(bf16=None, fp16=False) if dtype is None else dtype
+    return _open(find_model(place), dtype=chosen, load_in_4bit=False, progress=progress)
+
+
+def find_model(place: str | Path) -> Path:
+    """The model folder of a run, of a hub id, or the folder itself.
+
+    Raises:
+        RunError: A run that is not finished.
+        TunerError: The folder holds no model.
+        BaseModelError: The model cannot be had from the hub.
+    """
+    folder = Path(place).expanduser()
+    if (folder / CONFIG).is_file():
+        _check_finished(RunDir(folder))
+        return folder / FINAL
+    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)):
+        folder = fetch_mixture(str(place), MODEL_FILE)
+    read_description(folder)
+    return folder
+
+
+def _check_finished(run: RunDir) -> None:
+    if not run.is_finished:
+        raise RunError(f"the run in {run.path} is not finished. Wait for it, or train it first.")
+
+
+def _open(
+    folder: Path, *, dtype: torch.dtype, load_in_4bit: bool, progress: Callable[[str], None]
+) -> tuple[DyLoraModel, PreTrainedTokenizerBase]:
+    description: dict[str, Any] = read_description(folder)
+    base = load_base(
+        description["base"],
+        dtype=dtype,
+        expected_revision=description.get("base_revision"),
+        load_in_4bit=load_in_4bit,
+        progress=progress,
+    )
+    model = load_model(base.model, folder)
+    if torch.cuda.is_available() and not load_in_4bit:  # a base in 4 bit is loaded where it stays
+        model.to("cuda")
+    set_saved_template(base.tokenizer, folder)
+    return model, base.tokenizer
+
+
+def set_saved_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Give the base's tokenizer the chat template that a model folder has, if it has one."""
+    if (path := folder / TEMPLATE).is_file():
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
