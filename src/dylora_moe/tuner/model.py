@@ -115,6 +115,29 @@ class DyLoraModel(Overridable):
         """Decisions of the last pass: key None for the shared router, else the layer's index."""
         return self.state.decisions
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base."""
+        return self.lm.dtype
+
+    @property
+    def generation_config(self) -> Any:
+        """transformers' defaults for `generate`, of the base."""
+        return self.lm.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.lm.generation_config = config
+
+    @property
+    def name_or_path(self) -> str:
+        """Of the base."""
+        return self.lm.name_or_path
+
+    def can_generate(self) -> bool:
+        """What transformers' pipelines ask first."""
+        return self.lm.can_generate()
+
     def routed_linears(self) -> Iterator[tuple[str, RoutedLinear]]:
         """All adapted Linears with their names in `lm`."""
         for name, module in self.lm.named_modules():
