@@ -38,3 +38,7 @@ class GeneratorError(DyLoraError, RuntimeError):
 
 class SandboxError(DyLoraError, RuntimeError):
     """Code that a model wrote cannot be run safely on this machine, or a sandbox failed before the code began."""
+
+
+class ExportError(DyLoraError, RuntimeError):
+    """What other programs should read cannot be written, is not what its source is, or cannot be sent."""

@@ -1,4 +1,4 @@
-"""`dylora experts list|export|rollback|merge|remove|import`"""
+"""`dylora experts list|rollback|merge|remove|import`; `export` and `assemble` have files of their own"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from dylora_moe.cli.experts_export import export
 from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles
 from dylora_moe.run_dir import FINAL, RESULT, RunDir
@@ -17,6 +18,9 @@ from dylora_moe.train.stopping import StopSignals
 @click.group("experts")
 def command() -> None:
     """List and export the experts of a run; change those of a stream of skills, and take it back."""
+
+
+command.add_command(export)
 
 
 @command.command("list")
@@ -128,38 +132,6 @@ def _change(as_json: bool, change: Callable[[Any, StopSignals], dict[str, Any]])
     show_stream(console, result)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
-
-
-@command.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--expert", required=True, help="Name of the expert.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="New folder to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on standard output.")
-def export(run: Path, expert: str, output: Path, as_json: bool) -> None:
-    """Write one expert of RUN as a plain PEFT LoRA adapter."""
-    quiet_libraries()
-    from dylora_moe.bases import EMBEDDED, converted_folder
-    from dylora_moe.tuner.exchange import copy_expert
-
-    description = _description(run)
-    copy_expert(run / FINAL, expert, output)
-    console = consoles(as_json)
-    base = description["base"]
-    if base in EMBEDDED:  # a name that only we know: show the folder it was converted into
-        base = str(converted_folder(base) or base)
-    console.print(f"Wrote {expert} to {output}. Load it in any program that reads PEFT adapters:", highlight=False)
-    if base in EMBEDDED:
-        console.print(f"(with the folder of {base}, once a run or a chat has converted it here)", highlight=False)
-    lines = [
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(base, "{output}")',
-    ]
-    for line in lines:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    if as_json:
-        click.echo(json.dumps({"expert": expert, "output": str(output), "base": base}))
 
 
 def _description(run: Path) -> dict[str, Any]:

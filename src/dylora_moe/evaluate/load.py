@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
 from dylora_moe.bases import load_base
 from dylora_moe.bases.hub import fetch_mixture
@@ -129,6 +130,9 @@ def load(
         TunerError: No model is there, or one that does not fit its base.
         BaseModelError: The model or its base cannot be had.
     """
+    # Or a text-generation pipeline logs an error that lists every model it knows, and works all the same.
+    if DyLoraModel.__name__ not in (known := SUPPORTED_PEFT_TASKS["text-generation"]):
+        known.append(DyLoraModel.__name__)
     if dtype is None and (Path(place) / CONFIG).is_file():
         trained = load_run(Path(place), progress=progress)
         return trained.model, trained.tokenizer

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ ROUTER_FILE = "router.safetensors"
 EXPERTS_FOLDER = "experts"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FORMAT = 1
+_TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
 
 # Fields of PEFT's LoraConfig that leave a LoRA plain, whatever their value; all others must be at their defaults.
 _PLAIN_LORA = {
@@ -114,6 +116,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     if description.get("format") != _FORMAT:
         got = description.get("format")
         raise TunerError(f"{path} must have format {_FORMAT} to be read by this version, got {got}. Update dylora-moe.")
+    for expert in description["experts"]:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", expert["name"]):  # it is joined to paths, read and written
+            raise TunerError(f"{path} must name experts by letters, digits, - and _, got {expert['name']!r}.")
     return description
 
 
@@ -125,12 +130,9 @@ def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
     """
     folder = Path(folder)
     description = read_description(folder)
-    names = [expert["name"] for expert in description["experts"]]
-    configs = [_read_config(folder / EXPERTS_FOLDER / name) for name in names]
-    model = DyLoraModel(base, names, routing=RoutingConfig.from_json(description["routing"]), peft_configs=configs)
+    adapters = {expert["name"]: folder / EXPERTS_FOLDER / expert["name"] for expert in description["experts"]}
+    model = mixture_of(base, adapters, RoutingConfig.from_json(description["routing"]))
     for expert in description["experts"]:
-        source = folder / EXPERTS_FOLDER / expert["name"]
-        _set_weights(model, expert["name"], _load_weights(source), source)
         model.set_maturity(expert["name"], expert["maturity"])
         if expert["frozen"]:
             model.freeze_expert(expert["name"])
@@ -139,6 +141,24 @@ def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
             model.routers.load_state_dict(load_file(folder / ROUTER_FILE, device=str(model.device)))
         except Exception as error:  # a missing, broken or unfitting file: each library has its own kind
             raise TunerError(f"{folder / ROUTER_FILE} cannot be read into this model: {error}") from error
+    return model.eval()
+
+
+def mixture_of(base: PreTrainedModel, adapters: Mapping[str, Path], routing: RoutingConfig) -> DyLoraModel:
+    """A mixture of plain PEFT LoRAs, of any ranks and targets, with a router that knows nothing yet.
+
+    Args:
+        base: Changed in place.
+        adapters: Name -> folder, in the router's order.
+        routing: Of the mixture.
+
+    Raises:
+        TunerError: one is no plain LoRA, adapts what lies below the tap, or does not fit the base.
+    """
+    configs = [_read_config(folder) for folder in adapters.values()]
+    model = DyLoraModel(base, list(adapters), routing=routing, peft_configs=configs)
+    for name, folder in adapters.items():
+        _set_weights(model, name, _load_weights(folder), folder)
     return model.eval()
 
 
@@ -157,14 +177,48 @@ def export_expert(model: DyLoraModel, name: str, folder: Path, *, base_name: str
 def copy_expert(model_folder: Path, name: str, folder: Path) -> None:
     """Copy one expert out of a model folder, where it is a plain PEFT adapter already; no base is needed.
 
+    The tokenizer, with the chat template that was trained with, comes beside it.
+
     Raises:
         TunerError: no such expert, or the folder to write exists and is not empty.
     """
-    names = [expert["name"] for expert in read_description(model_folder)["experts"]]
-    if name not in names:
-        raise TunerError(f"there is no expert {name!r} in {model_folder}; there are {', '.join(names)}.")
+    check_experts(model_folder, [name])
     with written_whole(Path(folder)) as target:
-        shutil.copytree(Path(model_folder) / EXPERTS_FOLDER / name, target, dirs_exist_ok=True)
+        write_copy(model_folder, name, target)
+
+
+def write_copy(model_folder: Path, name: str, target: Path) -> None:
+    """What `copy_expert` writes, into a folder that is there or not."""
+    shutil.copytree(Path(model_folder) / EXPERTS_FOLDER / name, target, dirs_exist_ok=True)
+    copy_tokenizer(model_folder, target)
+
+
+def copy_tokenizer(model_folder: Path, target: Path) -> None:
+    """Copy the files of the tokenizer, its chat template among them, out of a model folder."""
+    for path in Path(model_folder).iterdir():
+        if path.is_file() and path.suffix in _TOKENIZER_FILES and path.name != MODEL_FILE:
+            shutil.copyfile(path, target / path.name)
+
+
+def check_experts(model_folder: Path, wanted: Iterable[str]) -> None:
+    """See that a model folder has experts of these names.
+
+    Raises:
+        TunerError: It has not.
+    """
+    names = [expert["name"] for expert in read_description(model_folder)["experts"]]
+    for name in wanted:
+        if name not in names:
+            raise TunerError(f"there is no expert {name!r} in {model_folder}; there are {', '.join(names)}.")
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of a plain PEFT LoRA.
+
+    Raises:
+        TunerError: It is none, or is damaged.
+    """
+    return _read_config(Path(folder)), _load_weights(Path(folder))
 
 
 def import_expert(model: DyLoraModel, folder: Path, name: str) -> None:
@@ -190,7 +244,7 @@ def check_adapter(model: DyLoraModel, folder: Path) -> str | None:
 
 
 def _read_adapter(model: DyLoraModel, folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    config, weights = _read_config(folder), _load_weights(folder)
+    config, weights = read_adapter(folder)
     _check_shapes(model, config, weights, folder)
     return config, weights
 

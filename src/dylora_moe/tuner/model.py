@@ -129,11 +129,6 @@ class DyLoraModel(Overridable):
     def generation_config(self, config: Any) -> None:
         self.lm.generation_config = config
 
-    @property
-    def name_or_path(self) -> str:
-        """Of the base."""
-        return self.lm.name_or_path
-
     def can_generate(self) -> bool:
         """What transformers' pipelines ask first."""
         return self.lm.can_generate()
