@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from dylora_moe.cli.experts_assemble import assemble
 from dylora_moe.cli.experts_export import export
 from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles
@@ -17,10 +18,11 @@ from dylora_moe.train.stopping import StopSignals
 
 @click.group("experts")
 def command() -> None:
-    """List and export the experts of a run; change those of a stream of skills, and take it back."""
+    """List, export and assemble experts; change those of a stream of skills, and take it back."""
 
 
 command.add_command(export)
+command.add_command(assemble)
 
 
 @command.command("list")
