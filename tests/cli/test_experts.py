@@ -1,6 +1,7 @@
 """`dylora experts`: what there is, and one expert as a plain PEFT adapter that needs none of this package."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,12 @@ def test_people_read_a_table(dylora: Run, finished: Any) -> None:
 def test_an_exported_expert_is_the_same_in_stock_peft(dylora: Run, finished: Any, tmp_path: Path) -> None:
     output = tmp_path / "mine"
     told = dylora("experts", "export", finished.folder, "--expert", "expert_1", "--output", output, "--json").json()
-    assert told == {"expert": "expert_1", "output": str(output), "base": str(finished.base)}
-    assert sorted(path.name for path in output.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert told == {"experts": {"expert_1": str(output)}, "base": str(finished.base), "difference": None}
+    weights = ["adapter_config.json", "adapter_model.safetensors"]
+    tokenizer = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in output.iterdir()) == weights + tokenizer
+    for name in tokenizer:
+        assert (output / name).read_bytes() == (finished.folder / "final" / name).read_bytes()
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == str(finished.base)
 
@@ -141,3 +146,41 @@ def test_the_experts_of_a_stream_are_changed_and_taken_back(dylora: Run, tmp_pat
     removed = dylora("experts", "remove", run, "--expert", "code", "--skills-to", "sums", "--json").json()
     assert removed["experts"] == ["capitals", "sums"] and removed["summary"]["skills"] == ["capitals", "sums", "code"]
     assert "By hand: code was removed. Expert sums serves code now." in (run / "report.html").read_text()
+
+
+def test_vllm_gets_its_command(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    output = tmp_path / "two words"
+    told = dylora("experts", "export", finished.folder, "--all", "--for", "vllm", "--output", output, "--json").json()
+    words = shlex.split(told["command"])
+    assert words[:3] == ["vllm", "serve", str(finished.base)]
+    assert words[words.index("--max-lora-rank") + 1] == "8"
+    assert words[words.index("--chat-template") + 1] == str(output / "expert_0" / "chat_template.jinja")
+    modules = words[words.index("--lora-modules") + 1 :]
+    assert modules == [f"expert_{index}={output / f'expert_{index}'}" for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "Name experts by --expert, or take --all"),
+        (["--all", "--expert", "expert_0"], "or take --all"),
+        (["--all", "--gguf", "f16"], "need --merged"),
+        (["--all", "--merged", "--for", "vllm"], "for adapters"),
+        (["--merged", "--expert", "expert_0=much"], "must be a number"),
+        (["--merged", "--expert", "expert_0=1", "--expert", "expert_1"], "a weight or none"),
+        (["--merged", "--expert", "expert_0", "--expert", "expert_0"], "each expert once"),
+    ],
+)
+def test_what_makes_no_sense_is_a_wrong_command_line(
+    dylora: Run, finished: Any, tmp_path: Path, arguments: list[str], problem: str
+) -> None:
+    outcome = dylora("experts", "export", finished.folder, "--output", tmp_path / "out", *arguments)
+    assert outcome.code == 2 and problem in outcome.err and not (tmp_path / "out").exists()
+
+
+def test_a_push_that_sends_nothing_shows_what_it_would_send(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    told = dylora("push", finished.folder, "me/mine", "--dry-run", tmp_path / "out", "--json").json()
+    assert told["private"] is True and told["address"] is None
+    names = [file["name"] for file in told["files"]]
+    assert names == sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert "README.md" in names and "dylora_moe.json" in names and not [name for name in names if ".jsonl" in name]

@@ -13,6 +13,7 @@ from dylora_moe.bases import EMBEDDED
 from dylora_moe.bases.folder import licence_of
 from dylora_moe.report.records import RunRecord
 from dylora_moe.report.settings import unlike_defaults
+from dylora_moe.skills.library import RECORD
 from dylora_moe.tuner.exchange import EXPERTS_FOLDER, read_description
 
 # What a card says elsewhere, or what only says where files lay.
@@ -48,7 +49,7 @@ def model_card(model_folder: Path, repository: str, run: RunRecord | None) -> st
         routing=_routing(description["routing"], len(description["experts"])),
         table=_table(run.result) if run else None,
         data=domains,
-        results=_results(run.result) if run else [],
+        results=_results(run) if run else [],
         settings=[
             (name, _FOLDERS.sub("", value))
             for name, value, _ in (unlike_defaults(run.settings) if run else [])
@@ -107,15 +108,18 @@ def _domains(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _results(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _results(run: RunRecord) -> list[dict[str, Any]]:
+    result = run.result
     if summary := result.get("summary"):
-        losses = summary.get("loss", {})
-        last, base = (losses.get("matrix") or [[]])[-1], losses.get("base") or []
-        names = summary.get("skills", [])
-        if len(last) == len(names) == len(base):
-            rows = zip(names, base, last, strict=True)
-            return [{"domain": name, "base": b, "mixture": m, "rows": ""} for name, b, m in rows]
-        return []
+        names, last = summary.get("skills", []), ((summary.get("loss") or {}).get("matrix") or [[]])[-1]
+        base = _base_losses(run.path / RECORD)
+        if len(last) != len(names):
+            return []
+        return [
+            {"domain": name, "base": base[name], "mixture": loss, "rows": ""}
+            for name, loss in zip(names, last, strict=True)
+            if name in base and loss is not None
+        ]
     before = {each["domain"]: each for each in (result.get("before") or {}).get("domains", [])}
     return [
         {
@@ -127,6 +131,13 @@ def _results(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for each in (result.get("after") or {}).get("domains", [])
         if each["domain"] in before
     ]
+
+
+def _base_losses(path: Path) -> dict[str, float]:
+    """Skill -> the base's loss, as the library of a stream has it."""
+    if not path.is_file():
+        return {}
+    return {each["name"]: each["base_loss"] for each in json.loads(path.read_text(encoding="utf-8"))["skills"]}
 
 
 def _table(result: Mapping[str, Any]) -> dict[str, Any] | None:
