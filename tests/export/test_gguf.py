@@ -15,7 +15,7 @@ TEMPLATE = "{{ messages[0].content }}\n"
 def test_it_is_looked_for_in_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(ExportError, match="not installed here.*--llama-cpp or LLAMA_CPP"):
+    with pytest.raises(ExportError, match=r"not installed here.*--llama-cpp or LLAMA_CPP"):
         find_converter(None)
     for folder in ("bin", "named", "given"):
         (tmp_path / folder).mkdir()
@@ -24,7 +24,7 @@ def test_it_is_looked_for_in_three_places(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "named"))
     assert find_converter(None) == tmp_path / "named" / "convert_hf_to_gguf.py"
     assert find_converter(tmp_path / "given") == tmp_path / "given" / "convert_hf_to_gguf.py"
-    with pytest.raises(ExportError, match="must hold llama.cpp's"):
+    with pytest.raises(ExportError, match=r"must hold llama\.cpp's"):
         find_converter(tmp_path)
 
 
