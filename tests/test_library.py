@@ -52,5 +52,5 @@ def test_a_place_without_a_model_is_told(place: str, tmp_path: Path, monkeypatch
     from dylora_moe.errors import TunerError
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TunerError, match="holds no dylora_moe.json"):
+    with pytest.raises(TunerError, match=r"holds no dylora_moe\.json"):
         load(place)

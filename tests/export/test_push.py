@@ -61,7 +61,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(401, {"error": "no"})
         if self.path.endswith("/repos/create"):
             self.created.append(json.loads(body))
-            return self.answer(200, {"url": "http://hub/me/mine", "name": "me/mine"})
+            return self.answer(200, {"url": f"http://{self.headers['Host']}/me/mine", "name": "me/mine"})
         if "/preupload/" in self.path:
             wanted = json.loads(body)["files"]
             told = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in wanted]
@@ -71,7 +71,14 @@ class Hub(BaseHTTPRequestHandler):
                 value = json.loads(line)
                 if value["key"] == "file":
                     self.files[value["value"]["path"]] = base64.b64decode(value["value"]["content"])
-            return self.answer(200, {"success": True, "commitOid": COMMIT, "commitUrl": f"http://hub/commit/{COMMIT}"})
+            return self.answer(
+                200,
+                {
+                    "success": True,
+                    "commitOid": COMMIT,
+                    "commitUrl": f"http://{self.headers['Host']}/me/mine/commit/{COMMIT}",
+                },
+            )
         return self.answer(200, {})  # the card's header is checked
 
     def answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
