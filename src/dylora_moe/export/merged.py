@@ -91,13 +91,13 @@ def export_merged(
         merged = cast(PreTrainedModel, adapted.merge_and_unload())
         if probe:
             told["difference"] = check_difference(largest_difference(source, probe.logits(merged)), "the merged model")
-        if written != torch.float32:
-            merged.to(written)  # type: ignore[arg-type]
+        _cast(merged, written)
         _set_generation(merged, base.tokenizer)
         merged.save_pretrained(target)
         base.tokenizer.save_pretrained(target)
         if probe:
-            rounded = probe.logits(merged.to(torch.float32))  # type: ignore[arg-type]
+            _cast(merged, torch.float32)
+            rounded = probe.logits(merged)
             told["rounding"] = largest_difference(source, rounded) if written != torch.float32 else None
             del adapted, merged, base  # another process loads them now
             tell("comparing logits with those of transformers, in a process of its own")
@@ -177,6 +177,12 @@ def _stored_dtype(base: Path) -> torch.dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     found = getattr(torch, str(name), None)
     return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What is written; buffers such as the frequencies of positions are made anew where the model is loaded."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
