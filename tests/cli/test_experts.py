@@ -80,8 +80,10 @@ def test_an_exported_expert_is_the_same_in_stock_peft(dylora: Run, finished: Any
 def test_the_lines_it_shows_are_python(dylora: Run, finished: Any, tmp_path: Path) -> None:
     outcome = dylora("experts", "export", finished.folder, "--expert", "expert_0", "--output", tmp_path / "mine")
     lines = [line.strip() for line in outcome.out.splitlines() if line.startswith("  ")]
-    assert len(lines) == 4 and str(finished.base) in outcome.out
+    assert len(lines) == 4 and str(tmp_path / "mine") in outcome.out
     compile("\n".join(lines), "shown", "exec")
+    config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(finished.base), "which the lines load"
 
 
 def test_nothing_is_overwritten(dylora: Run, finished: Any, tmp_path: Path) -> None:
