@@ -42,3 +42,7 @@ class SandboxError(DyLoraError, RuntimeError):
 
 class ExportError(DyLoraError, RuntimeError):
     """What other programs should read cannot be written, is not what its source is, or cannot be sent."""
+
+
+class ServeError(DyLoraError, RuntimeError):
+    """A request that cannot be taken or finished, or a server that cannot start."""

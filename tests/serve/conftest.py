@@ -1,0 +1,100 @@
+"""Tiny mixtures with a tokenizer of their own, an engine over each, and the same model asked alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import lean_process, tiny_base
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dylora_moe.evaluate.load import Speaker
+from dylora_moe.serve.engine import Engine, Limits
+from dylora_moe.serve.request import Piece, Request
+from dylora_moe.tuner import DyLoraModel
+
+__all__ = ["lean_process", "tiny_base"]
+
+ROUTED, BASE = Speaker(), Speaker(kind="base")
+END = 1
+
+
+def expert(number: int) -> Speaker:
+    return Speaker(kind="expert", expert=f"expert_{number}")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+@pytest.fixture(scope="session")
+def make_mixture(make_model: Callable[..., Any], make_base: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
+    """(architecture, **routing) -> a mixture of four over a tiny base with the tokenizer's vocabulary."""
+
+    def make(architecture: str = "llama", **routing: Any) -> DyLoraModel:
+        model = make_model(4, architecture, base=make_base(architecture, vocab_size=len(tokenizer)), **routing)
+        if routing.get("router") == "prototype":
+            draw = np.random.default_rng(3)
+            model.set_prototypes(np.eye(32, 4), draw.normal(size=(4, 4)), np.full(4, 1.3), model.expert_names)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_engine(tokenizer: PreTrainedTokenizerBase) -> Iterator[Callable[..., Engine]]:
+    """(model, **limits) -> an engine that is closed after the test."""
+    engines: list[Engine] = []
+
+    def make(model: DyLoraModel, **limits: Any) -> Engine:
+        engines.append(Engine(model, tokenizer, Limits(**limits)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close(drain=False)
+
+
+def speaking(model: DyLoraModel, speaker: Speaker) -> AbstractContextManager[None]:
+    if speaker.kind == "base":
+        return model.disabled()
+    return model.forced(speaker.expert) if speaker.expert is not None else nullcontext()
+
+
+@torch.no_grad()
+def assert_alone(model: DyLoraModel, request: Request, pieces: Sequence[Piece]) -> None:
+    """Each token is the likeliest after those before it, read without a cache and without other rows."""
+    assert not isinstance(request.prompt, str)
+    tokens = tokens_of(pieces)
+    ended = [] if len(tokens) == request.max_tokens else [None]
+    ids = torch.tensor([[*request.prompt, *tokens]])
+    prompt = torch.arange(ids.shape[1])[None] < len(request.prompt)
+    with speaking(model, request.speaker):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), prompt_mask=prompt, use_cache=False).logits
+    likeliest = logits[0, len(request.prompt) - 1 :].argmax(-1).tolist()
+    expected = likeliest[: len(tokens) + len(ended)]
+    ends = set(request.end_token_ids)
+    assert [None if token in ends else token for token in expected] == tokens + ended
+    assert pieces[-1].finish == ("stop" if ended else "length")
+    assert all(piece.finish is None for piece in pieces[:-1])
+
+
+def generated(model: DyLoraModel, request: Request) -> list[int]:
+    """What transformers' own `generate` writes."""
+    ids = torch.tensor([list(request.prompt)])
+    how = {"max_new_tokens": request.max_tokens, "do_sample": False, "eos_token_id": [10**6], "pad_token_id": 0}
+    with speaking(model, request.speaker):
+        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
+    return written[0, ids.shape[1] :].tolist()
+
+
+def tokens_of(pieces: Sequence[Piece]) -> list[int]:
+    return [piece.token_id for piece in pieces if piece.token_id is not None]
+
+
+def text_of(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
