@@ -1,19 +1,28 @@
 """Tiny mixtures with a tokenizer of their own, an engine over each, and the same model asked alone."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from openai import OpenAI
 from tests.tiny import lean_process, tiny_base
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dylora_moe.data.templates import ensure_template
 from dylora_moe.evaluate.load import Speaker
+from dylora_moe.serve.app import Answers, make_app
 from dylora_moe.serve.engine import Engine, Limits
+from dylora_moe.serve.local import Local
+from dylora_moe.serve.metrics import Metrics
+from dylora_moe.serve.names import name_speakers
 from dylora_moe.serve.request import Piece, Request
+from dylora_moe.serve.server import listen, make_server
 from dylora_moe.tuner import DyLoraModel
 
 __all__ = ["lean_process", "tiny_base"]
@@ -98,3 +107,61 @@ def tokens_of(pieces: Sequence[Piece]) -> list[int]:
 
 def text_of(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A server on a free port of this process."""
+
+    url: str
+    engine: Engine
+    answers: Answers
+    server: Any
+
+    def client(self, **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "unused", "max_retries": 0, "timeout": 60} | options)
+
+
+@pytest.fixture
+def start_server(make_engine: Callable[..., Engine], tokenizer: Any) -> Iterator[Callable[..., Served]]:
+    """(model, key, backend, most_tokens, timeout_s, grace_s, **limits) -> a server that ends after the test."""
+    running: list[tuple[Served, threading.Thread]] = []
+    ensure_template(tokenizer)
+
+    def start(
+        model: Any,
+        *,
+        key: str | None = None,
+        backend: Any = None,
+        most_tokens: int = 200,
+        timeout_s: float = 60.0,
+        grace_s: float = 5.0,
+        **limits: Any,
+    ) -> Served:
+        engine = make_engine(model, **limits)
+        metrics = Metrics(engine.snapshot)
+        local = Local(
+            engine=engine,
+            end_token_ids=(),
+            fingerprint="dylora-test",
+            most_tokens=most_tokens,
+            timeout_s=timeout_s,
+            metrics=metrics,
+        )
+        answers = Answers(backend or local, name_speakers("tiny", model.expert_names), metrics)
+        listening, ready = listen("127.0.0.1", 0), threading.Event()
+        app = make_app(answers, key=key, only_local=True, most_bytes=100_000)
+        server = make_server(app, answers, grace_s=grace_s, ready=ready.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        assert ready.wait(30)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        running.append((Served(url=url, engine=engine, answers=answers, server=server), thread))
+        return running[-1][0]
+
+    yield start
+    for served, thread in running:
+        served.server.handle_exit(15, None)
+        served.server.handle_exit(15, None)
+        thread.join(20)
+        assert not thread.is_alive(), "the server must end"

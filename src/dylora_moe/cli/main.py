@@ -16,6 +16,7 @@ _VERBS = {
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
     "report": ("report", "Make a page of a run, or of several side by side."),
     "chat": ("chat", "Ask a trained run something."),
+    "serve": ("serve", "Answer requests with OpenAI's interface: the mixture, its base, each expert."),
     "experts": ("experts", "List, export, merge, remove, import and assemble experts; take a stream back."),
     "push": ("push", "Send a trained run to the hub, with a card made from it."),
     "config": ("config", "Show, explain and check settings; presets of machines."),

@@ -166,6 +166,11 @@ class Engine:
             self._changed.notify()
         return job.stream
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; of a template's, which has its special tokens, or of plain text, which wants some."""
+        with self._encoding:  # tokenizers of transformers are for one thread at a time
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
     def snapshot(self) -> Snapshot:
         """How busy it is."""
         rows = self._rows
@@ -194,12 +199,10 @@ class Engine:
             self._thread.join()
 
     def _prompt(self, request: Request) -> list[int]:
-        if isinstance(request.prompt, str):
-            with self._encoding:  # tokenizers of transformers are for one thread at a time
-                prompt = self.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
-        else:
-            prompt = request.prompt
-        prompt = [int(token) for token in prompt]
+        text = request.prompt
+        prompt = (
+            self.encode(text, add_special_tokens=False) if isinstance(text, str) else [int(token) for token in text]
+        )
         rows = self._vocabulary
         if not prompt or not all(0 <= token < rows for token in prompt):
             raise TooLong(f"a prompt must have at least one token, each from 0 to {rows - 1}, got {prompt[:20]}.")

@@ -1,0 +1,58 @@
+"""`dylora serve` as a process: it listens, answers, and ends when told."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from tests.cli.conftest import finish, start_python
+
+Run = Callable[..., Any]
+START = "from dylora_moe.cli.main import main; main()"
+
+
+def test_a_run_is_served_until_sigterm(finished: Any, dylora: Run) -> None:
+    process = start_python(START, "serve", finished.folder, "--port", 0, "--json", "--max-tokens", 150)
+    try:
+        assert process.stdout is not None
+        shown = json.loads(process.stdout.readline())
+        assert shown["models"] == ["three-domains", "base", "expert_0", "expert_1", "expert_2"]
+        client = openai.OpenAI(base_url=f"{shown['url']}/v1", api_key="x", max_retries=0, timeout=60)
+        ask: Any = {"messages": [{"role": "user", "content": "Say blue river in capitals."}], "temperature": 0}
+        found = client.chat.completions.create(model="expert_1", **ask, max_tokens=6).choices[0].message.content
+        wanted = ("--prompt", "Say blue river in capitals.", "--max-new-tokens", 6, "--expert", "expert_1", "--json")
+        assert found == dylora("chat", finished.folder, *wanted).json()["text"]
+
+        def long(index: int) -> Any:
+            return client.chat.completions.create(model="base", **ask, max_tokens=150).choices[0].finish_reason
+
+        with ThreadPoolExecutor(6) as pool:
+            answers = [pool.submit(long, index) for index in range(6)]
+            time.sleep(0.4)
+            os.kill(process.pid, signal.SIGTERM)
+            assert {answer.result() for answer in answers} <= {"length", "stop"}
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        _, err = finish(process, 60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def test_a_key_is_needed_where_others_can_reach(finished: Any, dylora: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DYLORA_API_KEY", raising=False)
+    outcome = dylora("serve", finished.folder, "--host", "0.0.0.0", "--port", 0)
+    assert outcome.code == 1 and "no DYLORA_API_KEY" in outcome.err
+    monkeypatch.setenv("DYLORA_API_KEY", "wörd")
+    outcome = dylora("serve", finished.folder, "--port", 0)
+    assert outcome.code == 1 and "printable ASCII" in outcome.err and "wörd" not in outcome.err
+
+
+def test_what_cannot_be_served_is_told(finished: Any, dylora: Run) -> None:
+    outcome = dylora("serve", finished.folder, "--port", 0, "--upstream", "http://127.0.0.1:1")
+    assert outcome.code == 1 and "granularity sequence" in outcome.err
