@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,4 +56,9 @@ def test_a_key_is_needed_where_others_can_reach(finished: Any, dylora: Run, monk
 
 def test_what_cannot_be_served_is_told(finished: Any, dylora: Run) -> None:
     outcome = dylora("serve", finished.folder, "--port", 0, "--upstream", "http://127.0.0.1:1")
-    assert outcome.code == 1 and "granularity sequence" in outcome.err
+    assert outcome.code == 1 and "must be a server with OpenAI's interface" in outcome.err
+    outcome = dylora("serve", finished.folder.parent, "--port", 0)
+    assert outcome.code == 1 and "no run folder" in outcome.err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        outcome = dylora("serve", finished.folder, "--port", taken.getsockname()[1])
+    assert outcome.code == 1 and "must be free" in outcome.err
