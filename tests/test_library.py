@@ -27,13 +27,16 @@ def test_the_page_runs(finished_run: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(compile(block, "docs/library.md", "exec"), names)
     tokenizer, inputs, output = names["tokenizer"], names["inputs"], names["output"]
     said = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert said == names["streamed"] == names["answer"] and said
-    assert abs(sum(names["weights"].values()) - 1) < 1e-5
+    assert abs(sum(names["shares"].values()) - 1) < 1e-5
+    assert names["weights"].shape == (1, names["output"].shape[1] - 1, 3)
+    for row, alone in enumerate(("output", "base", "one")):
+        assert names["answers"][row].tolist()[: names[alone].shape[1]] == names[alone][0].tolist()
     assert names["its_tokenizer"].chat_template == tokenizer.chat_template
     with names["model"].forced("expert_0"):
         expected = names["model"](**inputs).logits
