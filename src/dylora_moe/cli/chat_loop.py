@@ -190,7 +190,7 @@ def _edit_lines(commands: Sequence[str], experts: Sequence[str]) -> None:
         line = readline.get_line_buffer()
         whole = [f"{word} {name}" for word in ("/expert", "/compare") for name in experts] if " " in line else commands
         found = [each for each in whole if each.startswith(text)]
-        return found[state] if state < len(found) else None
+        return f"{found[state]} " if state < len(found) else None
 
     readline.set_completer_delims("")
     readline.set_completer(complete)

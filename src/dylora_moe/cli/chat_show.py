@@ -84,9 +84,8 @@ class Show:
         """Who has which colour: all experts, or those of an answer with their shares; the rest is the base's."""
         parts = []
         for name in self._styles if shares is None else sorted(shares, key=lambda name: -shares[name]):
-            shown = printable(name)
-            part = Text(f" {shown} ", self._styles[name]) if self.has_colours else Text(shown)
-            parts.append(part + Text("" if shares is None else f" {shares[name]:.0%}"))
+            part = (f" {printable(name)} ", self._styles[name]) if self.has_colours else printable(name)
+            parts.append(Text.assemble(part, "" if shares is None else f" {shares[name]:.0%}"))
         rest = 1 - sum((shares or {}).values())
         if rest >= 0.005:
             parts.append(Text("base, without colour" if self.has_colours else "base"))
