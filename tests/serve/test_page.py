@@ -57,6 +57,7 @@ class Tab:
 
     def ask(self, question: str = QUESTION, *, tokens: int = 12, wait: bool = True) -> None:
         """Type a question and press Enter."""
+        self.until("document.getElementById('model').value !== ''")
         self.page.evaluate("tokens => { document.getElementById('longest').value = tokens; }", tokens)
         self.page.fill("#question", question)
         self.page.press("#question", "Enter")
@@ -238,6 +239,9 @@ def test_the_key_is_asked_for_and_kept_in_memory_only(
     tab = open_tab(served.url, expected="status of 401")
     for key in ("wrong", "sesame"):
         tab.page.wait_for_selector("#door[open]")
+        tab.until(
+            f"document.getElementById('asks').textContent.startsWith('That was not') === {json.dumps(key == 'sesame')}"
+        )
         tab.page.fill("#key", key)
         tab.page.press("#key", "Enter")
     tab.page.wait_for_selector("#model option", state="attached")
