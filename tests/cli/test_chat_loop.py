@@ -107,7 +107,7 @@ def _assert_tinted(terminal: Terminal, found: Any) -> None:
     assert {cell.bg for cell in cells} == {ground}
 
 
-def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(finished: Any) -> None:
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(finished: Any, tmp_path: Path) -> None:
     terminal = Terminal()
     process = terminal.start("chat", finished.folder, "--base", "--max-new-tokens", 150, before=SLOW)
     terminal.wait_for("you> ")
@@ -117,6 +117,10 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(finished: Any) -> N
     _wait_more(terminal, before + 5)
     terminal.type(b"\x03")
     terminal.wait_for("stopped")
+    terminal.type(f"/save {tmp_path / 'kept.jsonl'}\n".encode())
+    terminal.wait_for("1 conversation written")
+    kept = json.loads((tmp_path / "kept.jsonl").read_text(encoding="utf-8"))
+    assert kept["answered"][0]["finish"] == "cancelled" and kept["messages"][1]["content"]
     terminal.type(b"\x03")  # at the prompt it ends nothing
     terminal.wait_for("Ctrl-D leaves")
     terminal.type(b"/quit\n")

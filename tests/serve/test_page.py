@@ -55,7 +55,7 @@ class Tab:
         self.page.on("request", lambda asked: None if asked.url.startswith(url) else add(f"asks: {asked.url}"))
         self.page.goto(url)
 
-    def ask(self, question: str = QUESTION, *, tokens: int = 12, wait: bool = True) -> None:
+    def ask(self, question: str = QUESTION, *, tokens: int | str = 12, wait: bool = True) -> None:
         """Type a question and press Enter."""
         self.until("document.getElementById('model').value !== ''")
         self.page.evaluate("tokens => { document.getElementById('longest').value = tokens; }", tokens)
@@ -278,6 +278,33 @@ def test_what_a_model_writes_is_text(served: Served, open_tab: Callable[..., Tab
     tab.page.locator(".token").hover()
     assert tab.text() == hostile and "<b>x" in tab.page.locator("#card").inner_text()
     assert tab.page.locator("img, main b, main script").count() == 0
+
+
+def test_an_answer_of_another_server_is_tinted_whole(served: Served, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(served.url)
+    chunks = [{"delta": {"content": text}, "finish_reason": end} for text, end in (("one", None), (" two", "stop"))]
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks)
+    headers = {"X-DyLoRA-Model": "expert_1", "Content-Type": "text/event-stream"}
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, headers=headers))
+    tab.ask()
+    assert tab.text() == "one two" and {each["expert"] for each in tab.tokens()} == {"expert_1"}
+
+
+def test_a_tap_shows_a_card_and_no_limit_means_all_that_there_is_room_for(
+    served: Served, open_tab: Callable[..., Tab]
+) -> None:
+    tab = open_tab(served.url, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    tab.ask(tokens="")
+    assert len(tab.tokens()) > 100  # of 200 that this server gives, those that are no half characters
+    assert "Cut at the longest answer." in tab.page.locator(".answer").inner_text()
+    token = tab.page.locator(".token").last
+    token.tap()
+    assert tab.page.locator("#card").is_visible() and not tab.page.locator(".keys").is_visible()
+    token.tap()
+    assert not tab.page.locator("#card").is_visible()
+    token.tap()
+    tab.page.locator("h1").tap()
+    assert not tab.page.locator("#card").is_visible()
 
 
 def test_the_page_is_whole_at_two_widths_light_and_dark(
