@@ -75,11 +75,8 @@ class RunDir:
         return (self.path / RESULT).is_file()
 
     def model_digest(self) -> str:
-        """A hash of all that the run ended with, in hexadecimal digits: router, experts, tokenizer and template."""
-        digest = hashlib.sha256()
-        for path in sorted(path for path in (self / FINAL).rglob("*") if path.is_file()):
-            digest.update(f"{path.relative_to(self.path).as_posix()}\0{hash_file(path)}\n".encode())
-        return digest.hexdigest()
+        """Of all that the run ended with: router, experts, tokenizer and template."""
+        return digest_folder(self / FINAL)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -183,6 +180,14 @@ class RunDir:
             except ValueError:
                 break
         return records
+
+
+def digest_folder(folder: Path) -> str:
+    """A hash of all files in a folder and of their names, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def number_of(stage: Path) -> int:

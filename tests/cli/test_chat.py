@@ -1,6 +1,8 @@
 """`dylora chat`: one question, one answer on standard output, all else beside it."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Run = Callable[..., Any]
@@ -44,3 +46,15 @@ def test_a_system_message_goes_before_the_prompt(dylora: Run, finished: Any) -> 
 def test_an_expert_that_is_not_there_is_told(dylora: Run, finished: Any) -> None:
     outcome = dylora("chat", finished.folder, *ASK, "--expert", "nobody")
     assert outcome.code == 1 and outcome.out == "" and "no expert 'nobody'" in outcome.err
+
+
+def test_a_model_without_its_run_answers_too(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(finished.folder / "final", tmp_path / "elsewhere"))
+    asked = ("--prompt", "Add 3 and 21.", "--max-new-tokens", 6, "--json")
+    of_run, of_model = (dylora("chat", place, *asked).json() for place in (finished.folder, model))
+    assert of_model == of_run and of_run["text"]
+
+
+def test_a_folder_without_a_model_is_told(dylora: Run, tmp_path: Path) -> None:
+    outcome = dylora("chat", tmp_path, "--prompt", "Hello?")
+    assert outcome.code == 1 and "Give a run or a model folder" in outcome.err

@@ -58,7 +58,7 @@ def test_what_cannot_be_served_is_told(finished: Any, dylora: Run) -> None:
     outcome = dylora("serve", finished.folder, "--port", 0, "--upstream", "http://127.0.0.1:1")
     assert outcome.code == 1 and "must be a server with OpenAI's interface" in outcome.err
     outcome = dylora("serve", finished.folder.parent, "--port", 0)
-    assert outcome.code == 1 and "no run folder" in outcome.err
+    assert outcome.code == 1 and "Give a run or a model folder" in outcome.err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         outcome = dylora("serve", finished.folder, "--port", taken.getsockname()[1])
     assert outcome.code == 1 and "must be free" in outcome.err

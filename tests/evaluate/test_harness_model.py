@@ -45,7 +45,7 @@ def make_harness(mixture: Any, tokenizer: Any, data: Any, tiny_base: Path) -> Ca
             config = make_config({"base_model": str(tiny_base), "datasets": ["requests"]})
             model = mixture(**ROUTINGS[routing])
             made[routing] = TrainedRun(
-                run=RunDir(tiny_base), config=config, model=model, tokenizer=tokenizer, digest="0"
+                name="tiny", run=RunDir(tiny_base), config=config, model=model, tokenizer=tokenizer, digest="0"
             )
         return HarnessModel(made[routing], batch_size=batch_size, speaker=SPEAKERS[speaker], **limits)
 

@@ -14,7 +14,7 @@ from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles, printable
 
 if TYPE_CHECKING:
-    from dylora_moe.evaluate.load import Speaker, TrainedRun
+    from dylora_moe.evaluate.load import Speaker, Trained
 
 
 @click.command("chat")
@@ -34,16 +34,19 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    """Talk with RUN, or ask it one question; answers are the most likely ones, token by token."""
+    """Talk with RUN, or ask it one question; answers are the most likely ones, token by token.
+
+    RUN is a run, a model folder, or a hub id.
+    """
     if expert and base_alone:
         raise click.UsageError("--expert and --base exclude each other.")
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt.")
     quiet_libraries()
-    from dylora_moe.evaluate.load import Speaker, load_run
+    from dylora_moe.evaluate.load import Speaker, load_trained
 
     asides = consoles(as_json=True)  # the answers alone go to standard output
-    trained = load_run(run, progress=asides.print)
+    trained = load_trained(run, progress=asides.print)
     speaker = Speaker.chosen(expert=expert, base_alone=base_alone)
     if prompt is None:
         _talk(trained, speaker, asides, system=system, max_new_tokens=max_new_tokens)
@@ -51,9 +54,7 @@ def command(
         _ask(trained, speaker, asides, prompt, system=system, max_new_tokens=max_new_tokens, as_json=as_json)
 
 
-def _talk(
-    trained: "TrainedRun", speaker: "Speaker", asides: Console, *, system: str | None, max_new_tokens: int
-) -> None:
+def _talk(trained: "Trained", speaker: "Speaker", asides: Console, *, system: str | None, max_new_tokens: int) -> None:
     from dylora_moe.cli.chat_loop import Loop
     from dylora_moe.serve.engine import Engine
     from dylora_moe.serve.talk import Talk
@@ -64,14 +65,14 @@ def _talk(
     engine = Engine(trained.model, trained.tokenizer)
     try:
         show = Show(consoles(as_json=False), asides, experts)
-        show.tell(f"{trained.run.path.name} with the experts {', '.join(experts)}. /help tells what can be typed.")
+        show.tell(f"{trained.name} with the experts {', '.join(experts)}. /help tells what can be typed.")
         Loop(Talk(engine, max_tokens=max_new_tokens, system=system), show, experts, speaker).run()
     finally:
         engine.close(drain=False)
 
 
 def _ask(
-    trained: "TrainedRun",
+    trained: "Trained",
     speaker: "Speaker",
     console: Console,
     prompt: str,

@@ -59,6 +59,7 @@ def command(
 ) -> None:
     """Answer requests for the mixture of RUN, its base and its experts, with OpenAI's interface.
 
+    RUN is a run, a model folder, or a hub id.
     Set the environment variable DYLORA_API_KEY to a key that requests must bring as a bearer token.
     """
     quiet_libraries()

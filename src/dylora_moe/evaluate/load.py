@@ -21,7 +21,7 @@ from dylora_moe.bases.resolve import log_progress
 from dylora_moe.config import RunConfig, load_recipe, make_config
 from dylora_moe.errors import RunError
 from dylora_moe.evaluate.machine import base_dtype
-from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir
+from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir, digest_folder
 from dylora_moe.tuner import DyLoraModel, load_model
 from dylora_moe.tuner.exchange import MODEL_FILE, read_description
 
@@ -50,24 +50,15 @@ class Speaker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedRun:
-    """A finished run, ready to be used. `digest` is its `RunDir.model_digest`."""
+class Trained:
+    """A trained mixture, ready to be used."""
 
-    run: RunDir
-    config: RunConfig
+    name: str
+    """Of the run, of the model's folder, or of the hub's repository."""
     model: DyLoraModel
     tokenizer: PreTrainedTokenizerBase
     digest: str
-
-    def keep(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write what was measured to `eval/NAME.json`; with the model's digest, so that it is known when it is old.
-
-        Returns:
-            What was written.
-        """
-        whole = {"model": self.digest, **record}
-        self.run.write(f"{EVAL}/{name}.json", whole)
-        return whole
+    """By which the model is known: `run_dir.digest_folder` of its folder."""
 
     def speaking(self, speaker: Speaker) -> AbstractContextManager[None]:
         """Inside, this one answers.
@@ -79,6 +70,24 @@ class TrainedRun:
             return self.model.forced(speaker.expert)
         modes = {"routed": nullcontext, "base": self.model.disabled, "dense": self.model.dense}
         return modes[speaker.kind]()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun(Trained):
+    """One that has the folder of its run."""
+
+    run: RunDir
+    config: RunConfig
+
+    def keep(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write what was measured to `eval/NAME.json`; with the model's digest, so that it is known when it is old.
+
+        Returns:
+            What was written.
+        """
+        whole = {"model": self.digest, **record}
+        self.run.write(f"{EVAL}/{name}.json", whole)
+        return whole
 
 
 def read_config(run: RunDir) -> RunConfig:
@@ -112,7 +121,8 @@ def load_run(folder: Path, *, progress: Callable[[str], None]) -> TrainedRun:
         load_in_4bit=config.load_in_4bit,
         progress=progress,
     )
-    return TrainedRun(run=run, config=config, model=model, tokenizer=tokenizer, digest=run.model_digest())
+    name = run.path.resolve().name
+    return TrainedRun(name=name, run=run, config=config, model=model, tokenizer=tokenizer, digest=run.model_digest())
 
 
 def load(
@@ -130,14 +140,25 @@ def load(
         TunerError: No model is there, or one that does not fit its base.
         BaseModelError: The model or its base cannot be had.
     """
+    trained = load_trained(place, dtype=dtype, progress=progress)
+    return trained.model, trained.tokenizer
+
+
+def load_trained(
+    place: str | Path, *, dtype: torch.dtype | None = None, progress: Callable[[str], None] = log_progress
+) -> Trained:
+    """`load`, with the model's name and digest. Arguments and errors as there."""
     # Or a text-generation pipeline logs an error that lists every model it knows, and works all the same.
     if DyLoraModel.__name__ not in (known := SUPPORTED_PEFT_TASKS["text-generation"]):
         known.append(DyLoraModel.__name__)
     if dtype is None and (Path(place) / CONFIG).is_file():
-        trained = load_run(Path(place), progress=progress)
-        return trained.model, trained.tokenizer
+        return load_run(Path(place), progress=progress)
     chosen = base_dtype(bf16=None, fp16=False) if dtype is None else dtype
-    return _open(find_model(place), dtype=chosen, load_in_4bit=False, progress=progress)
+    folder = find_model(place)
+    model, tokenizer = _open(folder, dtype=chosen, load_in_4bit=False, progress=progress)
+    named = Path(place).resolve()
+    name = named.parent.name if named.name == FINAL else named.name
+    return Trained(name=name, model=model, tokenizer=tokenizer, digest=digest_folder(folder))
 
 
 def find_model(place: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""A run's folder -> who answers, under which names."""
+"""A trained mixture -> who answers, under which names."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dylora_moe.data.templates import end_token_id
-from dylora_moe.evaluate.load import Speaker, TrainedRun, load_run
+from dylora_moe.evaluate.load import Speaker, Trained, load_trained
 from dylora_moe.serve.engine import Engine, Limits
 from dylora_moe.serve.local import Backend, Local
 from dylora_moe.serve.metrics import Metrics
@@ -28,26 +28,27 @@ class Settings:
 
 
 def start(
-    folder: Path, settings: Settings, *, progress: Callable[[str], None]
+    place: Path, settings: Settings, *, progress: Callable[[str], None]
 ) -> tuple[Backend, dict[str, Speaker], Metrics]:
-    """Load a run to be served.
+    """Load a run, a model folder or a hub id to be served.
 
     Raises:
-        RunError: No run folder, or a run that is not finished.
+        RunError: A run that is not finished.
+        TunerError, BaseModelError: As `load`.
         ServeError: The run cannot be served, or not by the upstream.
     """
-    run = load_run(folder, progress=progress)
-    names = name_speakers(run.run.path.resolve().name, run.model.expert_names)
+    trained = load_trained(place, progress=progress)
+    names = name_speakers(trained.name, trained.model.expert_names)
     if settings.upstream is not None:
         metrics = Metrics(None)
-        return _upstream(run, settings.upstream, settings.timeout_s, metrics), names, metrics
+        return _upstream(trained, settings.upstream, settings.timeout_s, metrics), names, metrics
     limits = Limits(rows=settings.rows, tokens=settings.cache_tokens, waiting=settings.queue)
-    engine = Engine(run.model, run.tokenizer, limits)
+    engine = Engine(trained.model, trained.tokenizer, limits)
     metrics = Metrics(engine.snapshot)
     local = Local(
         engine=engine,
-        end_token_ids=end_token_ids(run),
-        fingerprint=f"dylora-{run.digest[:12]}",
+        end_token_ids=end_token_ids(trained),
+        fingerprint=f"dylora-{trained.digest[:12]}",
         most_tokens=settings.max_tokens,
         timeout_s=settings.timeout_s,
         metrics=metrics,
@@ -55,14 +56,14 @@ def start(
     return local, names, metrics
 
 
-def end_token_ids(run: TrainedRun) -> tuple[int, ...]:
+def end_token_ids(trained: Trained) -> tuple[int, ...]:
     """The token that ends an answer in the run's template, and the tokenizer's own end of a text."""
-    ends = [end_token_id(run.tokenizer), run.tokenizer.eos_token_id]
+    ends = [end_token_id(trained.tokenizer), trained.tokenizer.eos_token_id]
     return tuple(dict.fromkeys(token for token in ends if isinstance(token, int)))
 
 
-def _upstream(run: TrainedRun, url: str, timeout_s: float, metrics: Metrics) -> Upstream:
-    check_routable(run.model)
+def _upstream(trained: Trained, url: str, timeout_s: float, metrics: Metrics) -> Upstream:
+    check_routable(trained.model)
     address = Address(url=url, key=os.environ.get(KEY_VARIABLE) or None, timeout_s=timeout_s)
-    base_name = find_models(address, run.model.expert_names, str(run.model.lm.name_or_path))
-    return Upstream(run.model, run.tokenizer, address, base_name=base_name, metrics=metrics)
+    base_name = find_models(address, trained.model.expert_names, str(trained.model.lm.name_or_path))
+    return Upstream(trained.model, trained.tokenizer, address, base_name=base_name, metrics=metrics)
