@@ -63,7 +63,7 @@ def test_the_version_is_that_of_the_package(dylora: Callable[..., Any]) -> None:
         ["train", "--no-such-flag"],
         ["train", "--batch_size", "many"],
         ["train", "--save_steps", "often"],
-        ["chat", "run"],
+        ["chat", "run", "--json"],
         ["chat", "run", "--prompt", "x", "--expert", "a", "--base"],
         ["evaluate", "run", "--expert", "a", "--base"],
         ["evaluate"],
