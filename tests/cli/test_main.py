@@ -104,6 +104,6 @@ def test_a_place_that_cannot_be_written_is_told(dylora: Callable[..., Any], tmp_
     (run / "final" / "experts" / "a").mkdir(parents=True)
     (run / "final" / "dylora_moe.json").write_text('{"format": 1, "base": "b", "experts": [{"name": "a"}]}')
     (tmp_path / "file").touch()
-    outcome = dylora("experts", "export", run, "--expert", "a", "--output", tmp_path / "file" / "new")
+    outcome = dylora("experts", "export", run / "final", "--expert", "a", "--output", tmp_path / "file" / "new")
     assert outcome.code == 1 and outcome.err.count("\n") == 1
     assert outcome.err.startswith("Error: ") and str(tmp_path / "file") in outcome.err
