@@ -88,12 +88,12 @@ class Show:
             parts.append(Text.assemble(part, "" if shares is None else f" {shares[name]:.0%}"))
         rest = 1 - sum((shares or {}).values())
         if rest >= 0.005:
-            parts.append(Text("base, without colour" if self.has_colours else "base"))
-            parts[-1].append("" if shares is None else f" {rest:.0%}")
+            whole = "base, without colour" if self.has_colours else "base"
+            parts.append(Text(whole if shares is None else f"base {rest:.0%}"))
         line = Text("tokens by ") + Text("  " if self.has_colours else ", ").join(parts)
         if not self.has_colours and shares is None:
             line.append("; where another begins, [=NAME] stands before its tokens")
-        self._asides.print(line, soft_wrap=True, highlight=False)
+        self._asides.print(line, soft_wrap=not self._asides.is_terminal, highlight=False)
 
     def beside(self, answers: Sequence["Answer"]) -> None:
         """Several answers in columns, or one under the other where those would be narrow."""
