@@ -24,7 +24,7 @@ SLOW = """
 import time
 from dylora_moe.serve.rows import Rows
 step = Rows.step
-Rows.step = lambda self, ids: (time.sleep(0.03), step(self, ids))[1]
+Rows.step = lambda self, ids: (time.sleep(0.2), step(self, ids))[1]
 """
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.report.test_browser import _BROWSERS, _FAULTS
 from tests.serve.conftest import Served
+from tests.train.terminal import until
 
 QUESTION = "Say red tulip."
 PAGE = (resources.files("dylora_moe.serve") / "page.html").read_text(encoding="utf-8")
@@ -189,8 +190,7 @@ def test_an_answer_streams_and_stops(served: Served, open_tab: Callable[..., Tab
     tab.page.click("#send") if how == "button" else tab.page.keyboard.press("Escape")
     tab.wait()
     assert "Stopped." in tab.page.locator(".answer").inner_text() and early <= len(tab.tokens()) < 170
-    tab.page.wait_for_timeout(300)
-    assert served.engine.snapshot().rows == 0
+    until(lambda: served.engine.snapshot().rows == 0)
     served.engine.model.forward = type(served.engine.model).forward.__get__(served.engine.model)
     tab.ask("Once more.")
     assert tab.text()

@@ -142,7 +142,7 @@ def test_ctrl_c_twice_and_a_kill_leave_the_cursor_where_it_can_be_seen(recipe: C
             process.kill()
         assert process.wait(timeout=60) == -number
         lines = terminal.finish()
-        assert terminal.cursor_is_shown and len(panels(lines)) == 1
+        assert terminal.cursor_is_shown and len(panels(lines)) == 1, (number, lines)
         assert not lines[-1] or len(lines) > terminal.height  # it is on a line of its own
 
 
