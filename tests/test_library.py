@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.export.conftest import finished_run
-from tests.tiny import lean_process, tiny_base, tiny_rows
+from tests.tiny import finished_run, lean_process, tiny_base, tiny_rows
 
 __all__ = ["finished_run", "lean_process", "tiny_base", "tiny_rows"]
 

@@ -5,6 +5,7 @@ The conftest of a folder that needs them imports them from here.
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def settings(base: Path, rows: dict[str, Path], output_dir: Path) -> dict[str, A
         "bf16": False,
         "sample_tokens": 6,
     }
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests that change it work on a copy."""
+    from dylora_moe.config import make_config
+    from dylora_moe.train.run import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    rows = {domain: Path(shutil.copy(path, folder)) for domain, path in tiny_rows.items()}
+    config = make_config(settings(tiny_base, rows, folder / "runs") | {"sample_tokens": 0})
+    train(config)
+    return config.run_dir
 
 
 def write_base(folder: Path, *, eos_token: str | None = "<eos>") -> Path:

@@ -1,13 +1,12 @@
 """What is measured here: tiny mixtures with random experts, and one finished run."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny import lean_process, settings, tiny_base, tiny_rows, tiny_settings
+from tests.tiny import finished_run, lean_process, tiny_base, tiny_rows, tiny_settings
 
 from dylora_moe.bases import load_base, load_tokenizer
 from dylora_moe.data.build import build_data
@@ -15,7 +14,7 @@ from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.settings import DataSettings
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig
 
-__all__ = ["lean_process", "tiny_base", "tiny_rows", "tiny_settings"]
+__all__ = ["finished_run", "lean_process", "tiny_base", "tiny_rows", "tiny_settings"]
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +43,3 @@ def mixture(tiny_base: Path, randomise: Callable[..., Any]) -> Callable[..., DyL
         return randomise(model).eval()
 
     return make
-
-
-@pytest.fixture(scope="session")
-def finished_run(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run; tests that change it work on a copy."""
-    from dylora_moe.config import make_config
-    from dylora_moe.train.run import train
-
-    folder = tmp_path_factory.mktemp("finished")
-    rows = {domain: Path(shutil.copy(path, folder)) for domain, path in tiny_rows.items()}
-    config = make_config(settings(tiny_base, rows, folder / "runs") | {"sample_tokens": 0})
-    train(config)
-    return config.run_dir

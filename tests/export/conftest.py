@@ -1,6 +1,5 @@
 """A mixture on the tiny base whose experts differ in rank, targets and scaling, and a run that a recipe trained."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tests.tiny import lean_process, settings, tiny_base, tiny_rows
+from tests.tiny import finished_run, lean_process, tiny_base, tiny_rows
 
 from dylora_moe.bases import load_base
 from dylora_moe.data.templates import ensure_template
 from dylora_moe.tuner import DyLoraModel, RoutingConfig, save_model
 
-__all__ = ["lean_process", "tiny_base", "tiny_rows"]
+__all__ = ["finished_run", "lean_process", "tiny_base", "tiny_rows"]
 
 LORAS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "down_proj"]},
@@ -37,15 +36,3 @@ def mixture_folder(tiny_base: Path, randomise: Callable[..., Any], tmp_path_fact
     revision = base.resolved.revision
     save_model(randomise(model), folder, base_name=str(tiny_base), base_revision=revision, tokenizer=base.tokenizer)
     return folder
-
-
-@pytest.fixture(scope="session")
-def finished_run(tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dylora_moe.config import make_config
-    from dylora_moe.train.run import train
-
-    folder = tmp_path_factory.mktemp("finished")
-    rows = {domain: Path(shutil.copy(path, folder)) for domain, path in tiny_rows.items()}
-    config = make_config(settings(tiny_base, rows, folder / "runs") | {"sample_tokens": 0})
-    train(config)
-    return config.run_dir

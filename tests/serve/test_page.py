@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -15,33 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.test_browser import _BROWSERS, _FAULTS
+from tests.browser import FAULTS, browser
 from tests.serve.conftest import Served
 from tests.train.terminal import until
 
+__all__ = ["browser"]
+
 QUESTION = "Say red tulip."
 PAGE = (resources.files("dylora_moe.serve") / "page.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A browser of this machine, driven by playwright."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(_BROWSERS)}")
-    try:
-        playwright = sync_api.sync_playwright().start()
-    except Exception as error:
-        pytest.skip(f"playwright does not start here: {error}")
-    try:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-    except sync_api.Error as error:
-        playwright.stop()
-        pytest.skip(f"{program} does not start here: {error}")
-    yield started
-    started.close()
-    playwright.stop()
 
 
 class Tab:
@@ -318,7 +298,7 @@ def test_the_page_is_whole_at_two_widths_light_and_dark(
             tab.ask()
             tab.page.click("summary")
             tab.page.locator(".token").first.hover()
-            faults = tab.page.evaluate(_FAULTS.replace('text")', 'text, .token, label, button, option, #legend li")'))
+            faults = tab.page.evaluate(FAULTS.replace('text")', 'text, .token, label, button, option, #legend li")'))
             tab.page.screenshot(path=tmp_path / f"page-{width}-{scheme}.png", full_page=True)
             assert [fault for fault in faults if "hides text" not in fault] == []
     assert len(list(tmp_path.glob("*.png"))) == 4

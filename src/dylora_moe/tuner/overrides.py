@@ -1,5 +1,6 @@
 """Ways to set the router aside for a while, for the whole batch or row by row, and what it decided."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,9 +18,9 @@ class Overridable(nn.Module):
     state: RoutingState
 
     @property
+    @abstractmethod
     def expert_names(self) -> tuple[str, ...]:
         """Names in the router's order."""
-        raise NotImplementedError
 
     @contextmanager
     def forced(self, name: str | None) -> Iterator[None]:
