@@ -68,6 +68,40 @@ def make_engine(tokenizer: PreTrainedTokenizerBase) -> Iterator[Callable[..., En
         engine.close(drain=False)
 
 
+class Gate:
+    """Holds a model's passes until they are allowed, so that a test says what has happened so far."""
+
+    def __init__(self, model: DyLoraModel) -> None:
+        self._allowed, self._is_open = threading.Semaphore(0), threading.Event()
+        self._hook = model.register_forward_pre_hook(lambda *_: self._wait())
+
+    def allow(self, passes: int) -> None:
+        self._allowed.release(passes)
+
+    def open(self) -> None:
+        self._hook.remove()
+        self._is_open.set()
+        self._allowed.release()
+
+    def _wait(self) -> None:
+        if not self._is_open.is_set() and not self._allowed.acquire(timeout=60):
+            raise AssertionError("the passes that the test allowed must be enough")
+
+
+@pytest.fixture
+def make_gate(make_engine: Callable[..., Engine]) -> Iterator[Callable[[DyLoraModel], Gate]]:
+    """(model) -> its gate, which is opened after the test and before its engines are closed."""
+    gates: list[Gate] = []
+
+    def make(model: DyLoraModel) -> Gate:
+        gates.append(Gate(model))
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.open()
+
+
 def speaking(model: DyLoraModel, speaker: Speaker) -> AbstractContextManager[None]:
     if speaker.kind == "base":
         return model.disabled()

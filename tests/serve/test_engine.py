@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tests.serve.conftest import BASE, END, ROUTED, assert_alone, expert, generated, text_of, tokens_of
+from tests.serve.conftest import BASE, END, ROUTED, Gate, assert_alone, expert, generated, text_of, tokens_of
 
 from dylora_moe.errors import ServeError, TunerError
 from dylora_moe.evaluate.load import Speaker
@@ -97,12 +97,18 @@ def ask(number: int = 0, **changes: Any) -> Request:
     return replace(crowd(12)[number], **{"end_token_ids": (), "max_tokens": 12} | changes)
 
 
-def test_a_short_answer_does_not_wait_for_a_long_one(model: Any, make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(model)
+def test_a_short_answer_does_not_wait_for_a_long_one(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
+    engine, gate = make_engine(model), make_gate(model)
     long = engine.submit(ask(max_tokens=120))
+    gate.allow(20)
     first = next(iter(long))
-    short = list(engine.submit(ask(1, max_tokens=4)))
-    assert long.completion_tokens < 100 and first.finish is None and short[-1].finish == "length"
+    waiting = engine.submit(ask(1, max_tokens=4))
+    gate.allow(10)
+    short = list(waiting)
+    assert long.completion_tokens <= 30 and first.finish is None and short[-1].finish == "length"
+    gate.open()
     assert len(list(long)) == 119
 
 
@@ -166,37 +172,52 @@ def test_log_probabilities_are_the_models(model: Any, make_engine: Callable[...,
     assert all(piece.logprob is None for piece in make_engine(model).submit(ask()))
 
 
-def test_who_leaves_makes_room(model: Any, make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(model, rows=2)
+def test_who_leaves_makes_room(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
+    engine, gate = make_engine(model, rows=2), make_gate(model)
     first, second = (engine.submit(ask(index, max_tokens=190)) for index in range(2))
     third, fourth = (engine.submit(ask(index, max_tokens=3)) for index in range(2))
-    next(iter(first))
+    gate.allow(10)
+    next(iter(second))
     assert engine.snapshot().waiting == 2
     fourth.cancel()
+    gate.allow(1)
     assert [piece.finish for piece in fourth] == ["cancelled"]
     first.cancel()
-    assert list(first)[-1].finish == "cancelled" and first.completion_tokens < 100
-    assert list(third)[-1].finish == "length" and second.completion_tokens < 189
+    gate.allow(10)
+    assert list(first)[-1].finish == "cancelled" and first.completion_tokens <= 20
+    assert list(third)[-1].finish == "length" and second.completion_tokens <= 21
     second.cancel()
+    gate.open()
     assert list(second)[-1].finish == "cancelled"
 
 
-def test_a_full_queue_takes_no_more(model: Any, make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(model, rows=1, waiting=2)
+def test_a_full_queue_takes_no_more(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
+    engine, gate = make_engine(model, rows=1, waiting=2), make_gate(model)
     streams = [engine.submit(ask(max_tokens=190))]
+    gate.allow(2)
     next(iter(streams[0]))
     streams += [engine.submit(ask(max_tokens=2)) for _ in range(2)]
     with pytest.raises(Full, match="at most 2"):
         engine.submit(ask())
     streams[0].cancel()
+    gate.open()
     assert [list(stream)[-1].finish for stream in streams] == ["cancelled", "length", "length"]
     assert list(engine.submit(ask()))[-1].finish == "length"
 
 
-def test_an_answer_has_its_time_waiting_counted(model: Any, make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(model, rows=1)
+def test_an_answer_has_its_time_waiting_counted(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
+    engine, gate = make_engine(model, rows=1), make_gate(model)
     slow = engine.submit(ask(max_tokens=190, timeout_s=0.2))
     waiting = engine.submit(ask(timeout_s=0.05))
+    gate.allow(3)
+    time.sleep(0.3)
+    gate.open()
     with pytest.raises(TimedOut, match=r"within 0\.2 s, and \d+ tokens"):
         list(slow)
     with pytest.raises(TimedOut, match="0 tokens were written"):
@@ -232,17 +253,24 @@ def test_rows_and_tokens_stay_within_their_limits(model: Any, make_engine: Calla
     assert all(list(stream)[-1].finish for stream in streams)
 
 
-def test_one_client_does_not_keep_all_places(model: Any, make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(model, rows=4)
+def test_one_client_does_not_keep_all_places(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
+    engine, gate = make_engine(model, rows=4), make_gate(model)
     greedy = [engine.submit(ask(client="greedy", max_tokens=40)) for _ in range(12)]
     other = engine.submit(ask(client="other", max_tokens=5))
+    gate.allow(60)
     assert list(other)[-1].finish == "length"
-    assert sum(stream.completion_tokens == 40 for stream in greedy) < 12 - 4
+    assert sum(stream.completion_tokens == 40 for stream in greedy) <= 4
+    gate.open()
     assert all(list(stream)[-1].finish == "length" for stream in greedy)
 
 
 def test_a_pass_that_fails_ends_its_requests_and_no_others(
-    model: Any, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    model: Any,
+    make_engine: Callable[..., Engine],
+    make_gate: Callable[[Any], Gate],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = make_engine(model)
     whole, forward, wrong = list(engine.submit(ask())), model.lm.forward, threading.Event()
@@ -261,24 +289,32 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others(
     assert "secret" not in str(caught.value)
     pieces += list(running)
     assert tokens_of(pieces)[:12] == tokens_of(whole) and len(pieces) == 60
+    gate = make_gate(model)
     running = engine.submit(ask(max_tokens=200))
+    gate.allow(3)
     next(iter(running))
     wrong.set()
+    gate.open()
     with pytest.raises(Broken):
         list(running)
     wrong.clear()
     assert tokens_of(list(engine.submit(ask()))) == tokens_of(whole)
 
 
-def test_closing_finishes_what_was_taken(model: Any, make_engine: Callable[..., Engine]) -> None:
+def test_closing_finishes_what_was_taken(
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate]
+) -> None:
     engine = make_engine(model, rows=2)
     streams = [engine.submit(ask(max_tokens=5)) for _ in range(6)]
     engine.close()
     assert [list(stream)[-1].finish for stream in streams] == ["length"] * 6
     with pytest.raises(Closed):
         engine.submit(ask())
-    engine = make_engine(model)
+    engine, gate = make_engine(model), make_gate(model)
     stream = engine.submit(ask(max_tokens=200))
+    gate.allow(3)
+    next(iter(stream))
+    threading.Timer(0.5, gate.open).start()
     engine.close(grace_s=0.1)
     assert list(stream)[-1].finish == "cancelled"
 
