@@ -63,6 +63,8 @@ class Rows:
         return served
 
     def _pass(self, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Served:
+        # An index copies the last states. Of a slice, as `logits_to_keep=1` takes it, torch multiplies each row by a
+        # copy of its own of the output weights where they are in bfloat16: 0.3 GB and 1.8 s a row of Gemma-3-270M.
         with self._model.by_rows(self.speakers):
             logits = self._model(
                 input_ids=ids,
@@ -70,7 +72,7 @@ class Rows:
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=torch.tensor([ids.shape[1] - 1], device=ids.device),
                 **options,
             ).logits
         gates = self._model.routing()
