@@ -51,8 +51,8 @@ def before(model: Any, start_server: Callable[..., Served], url: str, **changes:
     """A server that sends its answers on."""
     address = Address(**{"url": url, "key": "of the upstream", "timeout_s": 20.0} | changes)
     served = start_server(model)
-    upstream = Upstream(model, served.engine.tokenizer, address, base_name="base", metrics=Metrics(None))
-    served.answers.backend = upstream
+    served.answers.metrics = metrics = Metrics(None)
+    served.answers.backend = Upstream(model, served.engine.tokenizer, address, base_name="base", metrics=metrics)
     return served
 
 
@@ -73,6 +73,35 @@ def test_answers_are_those_of_the_mixture(model: Any, start_server: Callable[...
     for name in ("base", "expert_3"):
         one: Any = {"model": name, "prompt": "Say blue", "max_tokens": 6, "temperature": 0}
         assert through.completions.create(**one).choices[0].text == direct.completions.create(**one).choices[0].text
+
+
+def test_tokens_are_counted_as_the_upstream_tells_them(
+    model: Any, start_server: Callable[..., Served], behind: Served
+) -> None:
+    front = before(model, start_server, behind.url)
+    asked: Any = {"model": "tiny", "messages": ask(0), "max_tokens": 6, "temperature": 0}
+    usage = front.client().chat.completions.create(**asked).usage
+    chunks = list(front.client().chat.completions.create(**asked, stream=True))
+    assert usage is not None and all(chunk.choices for chunk in chunks)  # no chunk that nobody asked for
+    with_usage: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    last = list(front.client().chat.completions.create(**asked, **with_usage))[-1]
+    assert last.usage == usage and last.choices == []
+    text = requests.get(f"{front.url}/metrics", timeout=20).text
+    assert f'dylora_tokens_total{{direction="in",model="tiny"}} {3.0 * usage.prompt_tokens}' in text
+    assert 'dylora_tokens_total{direction="out",model="tiny"} 18.0' in text
+    assert 'dylora_expert_tokens_total{expert="expert_0"} 18.0' in text
+    assert 'dylora_request_seconds_count{model="tiny"} 3.0' in text
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_it_is_routed(
+    model: Any, start_server: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = before(model, start_server, "http://127.0.0.1:1")
+    monkeypatch.setattr(model, "prompt_features", None)
+    for prompt in ("a b " * 300, [5] * 257):
+        with pytest.raises(openai.BadRequestError, match="context of 256 tokens") as caught:
+            front.client().completions.create(model="tiny", prompt=prompt)
+        assert caught.value.code == "context_length_exceeded"
 
 
 def test_routes_are_those_of_the_whole_model(make_mixture: Callable[..., Any]) -> None:
@@ -123,6 +152,45 @@ def test_a_stream_that_the_upstream_cuts_is_told(model: Any, start_server: Calla
         answer = requests.post(f"{front.url}/v1/chat/completions", json=body, timeout=20)
         thread.join()
     assert answer.status_code == 200 and "upstream_unreachable" in answer.text
+
+
+def test_answers_that_a_signal_cuts_are_told_why(model: Any, start_server: Callable[..., Served]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        front = before(model, start_server, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        front.server._grace_s = 0.0
+        answers: list[requests.Response] = []
+
+        def post() -> None:
+            body = {"model": "base", "messages": ask(0)}
+            answers.append(requests.post(f"{front.url}/v1/chat/completions", json=body, timeout=20))
+
+        asking = threading.Thread(target=post)
+        asking.start()
+        link, _ = silent.accept()
+        front.server.handle_exit(15, None)
+        asking.join()
+        link.close()
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "closing"
+
+
+def test_errors_without_a_kind_get_one(model: Any, start_server: Callable[..., Served]) -> None:
+    content = b'{"error": {"message": "no"}}'
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def refuse() -> None:
+            link, _ = other.accept()
+            link.recv(65_536)
+            link.sendall(b"HTTP/1.1 422 No\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+            link.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        front = before(model, start_server, f"http://127.0.0.1:{other.getsockname()[1]}")
+        body = {"model": "base", "messages": ask(0)}
+        answer = requests.post(f"{front.url}/v1/chat/completions", json=body, timeout=20)
+        thread.join()
+    assert answer.status_code == 422
+    assert answer.json()["error"] == {"message": "no", "type": "server_error", "param": None, "code": None}
 
 
 def test_what_cannot_be_routed_by_a_prompt_alone_is_refused(make_mixture: Callable[..., Any]) -> None:

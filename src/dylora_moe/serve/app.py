@@ -16,7 +16,7 @@ from dylora_moe.evaluate.load import Speaker
 from dylora_moe.serve.guard import Guard
 from dylora_moe.serve.local import Backend
 from dylora_moe.serve.metrics import Metrics
-from dylora_moe.serve.schema import ApiError, Body, ChatRequest, CompletionRequest, explain
+from dylora_moe.serve.schema import FAILED, ApiError, Body, ChatRequest, CompletionRequest, explain
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
@@ -92,13 +92,15 @@ def make_app(answers: Answers, *, key: str | None, only_local: bool, most_bytes:
         return answers.model(name)
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> Response:
+        if not answers.backend.is_alive():
+            return JSONResponse({"status": "failed"}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> Response:
-        if answers.is_closing:
-            return JSONResponse({"status": "closing"}, 503)
+        if answers.is_closing or not answers.backend.is_alive():
+            return JSONResponse({"status": "closing" if answers.is_closing else "failed"}, 503)
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics")
@@ -129,7 +131,7 @@ def make_app(answers: Answers, *, key: str | None, only_local: bool, most_bytes:
 
     @app.exception_handler(Exception)
     async def failed(http: Request, error: Exception) -> Response:  # raised again behind it, and logged by the guard
-        return ApiError(500, "the server failed; its log says why.", kind="server_error").response()
+        return ApiError(500, FAILED, kind="server_error").response()
 
     app.add_middleware(_Counted, answers=answers)
     return Guard(app, key=key, only_local=only_local, most_bytes=most_bytes)

@@ -98,6 +98,11 @@ class _Job:
             self.has_ended = True
         self.stream.put(*pieces)
 
+    def fail(self) -> None:
+        """Tell its reader that it is not answered, and nothing of why."""
+        self.has_ended = True
+        self.stream.put(Broken("the pass that wrote this answer failed; the server's log says why. Try again."))
+
     def is_over(self, now: float) -> bool:
         """Whether it ended, or nobody waits for it any more; then its reader is told."""
         if self.has_ended:
@@ -139,8 +144,8 @@ class Engine:
         self._pad = pad_token_id(tokenizer)
         self._queue: FairQueue[_Job] = FairQueue(int(self.limits.rows * self.limits.share))
         self._changed, self._encoding = threading.Condition(), threading.Lock()
-        self._is_closing = self._is_dropping = False
-        self._jobs: list[_Job] = []
+        self._is_closing = self._is_dropping = self._is_broken = False
+        self._jobs, self._coming = list[_Job](), list[_Job]()
         self._rows: Rows | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -165,6 +170,16 @@ class Engine:
             self._queue.append(job)
             self._changed.notify()
         return job.stream
+
+    @property
+    def most_tokens(self) -> int:
+        """That a prompt and its answer may have together."""
+        return min(self.limits.tokens, self.context or self.limits.tokens)
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it ended though nobody told it to."""
+        return not self._is_broken
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; of a template's, which has its special tokens, or of plain text, which wants some."""
@@ -220,14 +235,30 @@ class Engine:
         return prompt
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._go_on():
+                pass
+        except BaseException:  # such as SystemExit of a library: nobody may wait for a thread that is no more
+            with self._changed:
+                self._is_closing = self._is_broken = True
+            logger.exception("the engine ended")
+            self._fail_all()
+
+    def _go_on(self) -> bool:
+        """One turn; whether there is another."""
+        try:
             with self._changed:
                 while not (self._jobs or self._queue or self._is_closing):
                     self._changed.wait()
                 if self._is_closing and not (self._jobs or self._queue):
-                    return
-                staying, new = self._sort_out()
-            self._turn(staying, new)
+                    return False
+                staying, self._coming = self._sort_out()
+            self._turn(staying, self._coming)
+            self._coming = []
+        except Exception:  # whose it is cannot be told here
+            logger.exception("a turn of the engine failed")
+            self._fail_all()
+        return True
 
     def _sort_out(self) -> tuple[list[int], list[_Job]]:
         """Rows that stay, and requests that come; who is gone is let go."""
@@ -291,9 +322,21 @@ class Engine:
             if job.speaker != BASE:
                 experts = {name: gate for name, gate in zip(self._names, gates, strict=True) if gate > 0}
             logprob, top = log or (None, None)
-            job.add(Piece(text="", token_id=token, logprob=logprob, top_logprobs=top, experts=experts))
+            try:
+                job.add(Piece(text="", token_id=token, logprob=logprob, top_logprobs=top, experts=experts))
+            except Exception as error:  # the other rows' tokens are as good as before
+                self._fail([job], error)
 
     def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
         logger.exception("a pass of %d rows failed", len(jobs), exc_info=error)
         for job in jobs:
-            job.stream.put(Broken("the pass that wrote this answer failed; the server's log says why. Try again."))
+            job.fail()
+
+    def _fail_all(self) -> None:
+        with self._changed:
+            jobs = [*self._jobs, *self._coming, *self._queue]
+            self._rows, self._jobs, self._coming = None, [], []
+            for job in self._queue:
+                self._queue.remove(job)
+        for job in jobs:
+            job.fail()

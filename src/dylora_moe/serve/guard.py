@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dylora_moe.serve.schema import ApiError
+from dylora_moe.serve.schema import FAILED, ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Guard:
         except Exception:  # of whatever kind: the client is told nothing of it
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
-                error = ApiError(500, "the server failed; its log says why.", kind="server_error")
+                error = ApiError(500, FAILED, kind="server_error")
                 await error.response()(scope, receive, guarded)
 
     def _check(self, scope: Scope) -> None:

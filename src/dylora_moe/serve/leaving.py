@@ -1,7 +1,7 @@
 """Clients that leave before their answer is complete: what was made for them ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -36,14 +36,23 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Server-sent events; when the client leaves, the generator is closed."""
+    """Server-sent events; when the client leaves, the generator is closed.
+
+    Args:
+        events: What is sent.
+        at_end: Called in the end, also where the client left before the generator began, whose own `finally` never
+            runs then.
+        headers: Beside the usual ones.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], *, at_end: Callable[[], None], headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._at_end = events, at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events, or as many as are taken."""
@@ -58,6 +67,7 @@ class EventStream(Response):
             with suppress(Gone, OSError):
                 await while_there(receive, send_all())
         finally:
+            self._at_end()
             await self._events.aclose()
 
 

@@ -1,6 +1,7 @@
 """Answers by the engine of this process: a request's body in, a response out."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from dylora_moe.serve.engine import Engine
 from dylora_moe.serve.leaving import EventStream, Gone, while_there
 from dylora_moe.serve.metrics import Metrics
 from dylora_moe.serve.request import Closed, Full, Piece, Request, Stream, TimedOut, TooLong
-from dylora_moe.serve.schema import ApiError, Body, ChatRequest
+from dylora_moe.serve.schema import FAILED, ApiError, Body, ChatRequest
 from dylora_moe.serve.shapes import DONE, Shape, event
+
+logger = logging.getLogger(__name__)
 
 LEFT = 499
 """How a client that left is counted; it gets no answer."""
@@ -34,6 +37,10 @@ class Backend(Protocol):
         Raises:
             ApiError: There is none.
         """
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether it can answer at all."""
         ...
 
     async def close(self, grace_s: float) -> None:
@@ -71,13 +78,14 @@ class Local:
             model=body.model,
             fingerprint=self.fingerprint,
             decode=lambda token: str(self.engine.tokenizer.decode([token])),
+            number=body.n or 1,
             likeliest=body.likeliest,
             routing=body.routing,
         )
         reading = _Reading(self, body.model, streams, began)
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(self._events(shape, reading, http, with_usage=with_usage))
+            return EventStream(self._events(shape, reading, http, with_usage=with_usage), at_end=reading.end)
         try:
             return JSONResponse(shape.whole(await while_there(http.receive, reading.all()), streams))
         except Gone:
@@ -86,6 +94,10 @@ class Local:
             raise explained(error) from error
         finally:
             reading.end()
+
+    def is_alive(self) -> bool:
+        """See `Backend`."""
+        return self.engine.is_alive
 
     async def close(self, grace_s: float) -> None:
         """See `Backend`."""
@@ -98,7 +110,7 @@ class Local:
         streams: list[Stream] = []
         try:
             for prompt in prompts:
-                room = most if self.engine.context is None else min(most, self.engine.context - len(prompt))
+                room = min(most, self.engine.most_tokens - len(prompt))
                 for number in range(body.n or 1):
                     request = Request(
                         prompt=prompt,
@@ -131,25 +143,26 @@ class Local:
     async def _events(
         self, shape: Shape, reading: "_Reading", http: HttpRequest, *, with_usage: bool
     ) -> AsyncGenerator[bytes, None]:
+        told = {"usage": None} if with_usage else {}
         try:
             for index in range(len(reading.streams)):
                 if (opening := shape.opening(index)) is not None:
-                    yield event(opening)
+                    yield event(opening | told)
             async for index, piece in reading.merged():
                 if (chunk := shape.chunk(index, piece)) is not None:
-                    yield event(chunk | {"usage": None} if with_usage else chunk)
+                    yield event(chunk | told)
             if with_usage:
                 yield event(shape.closing(reading.streams))
             yield DONE
-        except ServeError as error:
-            failure = explained(error)
-            http.state.status = failure.status
-            yield event(failure.body)
         except (GeneratorExit, asyncio.CancelledError):
             http.state.status = LEFT
             raise
-        finally:
-            reading.end()
+        except Exception as error:  # of whatever kind: a stream that breaks off tells nothing
+            if not isinstance(error, ServeError):
+                logger.exception("a stream failed")
+            failure = explained(error) if isinstance(error, ServeError) else ApiError(500, FAILED, kind="server_error")
+            http.state.status = failure.status
+            yield event(failure.body)
 
 
 class _Reading:

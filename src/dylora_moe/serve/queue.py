@@ -46,20 +46,21 @@ class FairQueue(Generic[T]):
             fits: Whether one more can be taken with those taken before. The first that does not ends the taking:
                 who needs much room would else wait for ever.
         """
-        places, taken = Counter(served), []
-        while self._waiting:
-            following = self._next(places)
+        places, taken, waiting = Counter(served), [], list(self._waiting)
+        while waiting:
+            following = self._next(waiting, places)
             if not fits(taken, following):
                 break
             taken.append(following)
             places[following.client] += 1
-            self._waiting.remove(following)
+            waiting.remove(following)
+        self._waiting = waiting  # at the end: where `fits` fails, nobody is lost
         return taken
 
     def remove(self, item: T) -> None:
         """It waits no longer."""
         self._waiting.remove(item)
 
-    def _next(self, places: Counter[str]) -> T:
-        within = (item for item in self._waiting if places[item.client] < self._most)
-        return next(within, self._waiting[0])
+    def _next(self, waiting: list[T], places: Counter[str]) -> T:
+        within = (item for item in waiting if places[item.client] < self._most)
+        return next(within, waiting[0])

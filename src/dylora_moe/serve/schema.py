@@ -4,6 +4,7 @@ Fields that OpenAI knows and that change nothing here are taken and left aside; 
 refused where they ask for something that this server cannot do; all others are unknown, and refused as OpenAI does.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dylora_moe.data.example import Message
 
 MOST_CHOICES, MOST_LOGPROBS = 16, 20
+FAILED = "the server failed; its log says why."
+_KIND = re.compile(r"constrained-str|list\[.*\]")
 Text = Annotated[str, Field(max_length=2_000_000)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -59,6 +62,12 @@ class Turn(_Strict):
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: str | None = None
     """Left aside."""
+    # What an answer of OpenAI's has, empty here, and its client sends back with it.
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def message(self) -> Message:
         """As a template takes it."""
@@ -183,12 +192,17 @@ Body = ChatRequest | CompletionRequest
 
 def explain(errors: list[Any]) -> ApiError:
     """What pydantic found wrong -> the first of it, in OpenAI's shape; nothing of what was sent is repeated."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    # Behind the field's name stand the kinds that were tried.
-    param = ".".join(place)[:100] or None
-    if first["type"] == "json_invalid":
+    if errors[0]["type"] == "json_invalid":
         return ApiError(400, "the body must be JSON, and it is not. Look at its commas, quotes and brackets.")
-    if first["type"] == "extra_forbidden":
+    # Of the kinds that a field may have, the one that fitted furthest was meant.
+    tried = (error for error in errors if error["loc"][:2] == errors[0]["loc"][:2])
+    first = max(tried, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+    is_unknown = first["type"] == "extra_forbidden"
+    named = [str(part) for part in first["loc"] if part != "body"]
+    # Those kinds stand among the names of fields.
+    end = len(named) - is_unknown
+    place = [part for at, part in enumerate(named) if at == end or not _KIND.fullmatch(part)]
+    param = ".".join(place)[:100] or None
+    if is_unknown:
         return ApiError(400, f"Unrecognized request argument supplied: {param}", param=param)
     return ApiError(400, f"{param or 'the body'}: {first['msg']}."[:400], param=param)

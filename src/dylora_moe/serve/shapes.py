@@ -21,6 +21,7 @@ class Shape:
         model: As it was asked for.
         fingerprint: Of the weights.
         decode: Token id -> its text.
+        number: Answers to each prompt.
         likeliest: How many of the likeliest tokens to tell; None for no log probabilities.
         routing: Whether to tell who served each token.
     """
@@ -29,16 +30,19 @@ class Shape:
     model: str
     fingerprint: str
     decode: Callable[[int], str]
+    number: int
     likeliest: int | None
     routing: bool
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+    _told: dict[int, int] = field(default_factory=dict)
+    """Characters of each answer that went out in chunks."""
 
     def whole(self, answers: Sequence[Sequence[Piece]], streams: Sequence[Stream]) -> dict[str, Any]:
         """All answers, each with all its pieces."""
         choices = [self._choice(index, pieces, "message") for index, pieces in enumerate(answers)]
         return self._object("chat.completion" if self.is_chat else "text_completion", choices) | {
-            "usage": usage(streams)
+            "usage": self._usage(streams)
         }
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -51,11 +55,13 @@ class Shape:
         """One piece; None where it has nothing to show."""
         if not (piece.text or piece.finish or (piece.token_id is not None and (self.routing or self._tells_logs))):
             return None
-        return self._chunk([self._choice(index, [piece], "delta")])
+        choice = self._choice(index, [piece], "delta")
+        self._told[index] = self._told.get(index, 0) + len(piece.text)
+        return self._chunk([choice])
 
     def closing(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """What a stream ends with where usage was asked for."""
-        return self._chunk([]) | {"usage": usage(streams)}
+        return self._chunk([]) | {"usage": self._usage(streams)}
 
     @property
     def _tells_logs(self) -> bool:
@@ -85,11 +91,17 @@ class Shape:
             content = {"delta": {"content": text} if text else {}}
         logs = None
         if self._tells_logs and (tokens or part == "message"):
-            logs = self._chat_logs(tokens) if self.is_chat else self._text_logs(tokens)
+            logs = self._chat_logs(tokens) if self.is_chat else self._text_logs(tokens, self._told.get(index, 0))
         choice = {"index": index, **content, "logprobs": logs, "finish_reason": pieces[-1].finish if pieces else None}
         if self.routing:
             choice["routing"] = [{"token": piece.text, "experts": piece.experts or {}} for piece in tokens]
         return choice
+
+    def _usage(self, streams: Sequence[Stream]) -> dict[str, int]:
+        """Tokens of each prompt once, as OpenAI counts them, though it is read for each of its answers."""
+        read = sum(stream.prompt_tokens for stream in streams[:: self.number])
+        written = sum(stream.completion_tokens for stream in streams)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def _chat_logs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         content = []
@@ -105,8 +117,8 @@ class Shape:
         data = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": max(log, -9999.0), "bytes": data}
 
-    def _text_logs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        offsets, at = [], 0
+    def _text_logs(self, pieces: Sequence[Piece], at: int) -> dict[str, Any]:
+        offsets = []
         for piece in pieces:
             offsets.append(at)
             at += len(piece.text)
@@ -114,16 +126,13 @@ class Shape:
             "tokens": [self.decode(piece.token_id) for piece in pieces if piece.token_id is not None],
             "token_logprobs": [max(piece.logprob or 0.0, -9999.0) for piece in pieces],
             "top_logprobs": [
-                {self.decode(token): max(log, -9999.0) for token, log in piece.top_logprobs or ()} for piece in pieces
+                # The token itself is among them, as OpenAI has it, also where it was not likely.
+                {self.decode(token): max(log, -9999.0) for token, log in (*(piece.top_logprobs or ()), own)}
+                for piece in pieces
+                for own in [(piece.token_id or 0, piece.logprob or 0.0)]
             ],
             "text_offset": offsets,
         }
-
-
-def usage(streams: Sequence[Stream]) -> dict[str, int]:
-    """Tokens that were read and written. A prompt with several answers is read for each."""
-    read, written = (sum(getattr(s, name) for s in streams) for name in ("prompt_tokens", "completion_tokens"))
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def event(data: Mapping[str, Any]) -> bytes:

@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from dylora_moe.errors import ServeError
 from dylora_moe.evaluate.load import Speaker
 from dylora_moe.serve.leaving import EventStream, Gone, while_there
-from dylora_moe.serve.local import LEFT, render_chat
+from dylora_moe.serve.local import LEFT, explained, render_chat
 from dylora_moe.serve.metrics import Metrics
 from dylora_moe.serve.names import BASE_NAME
+from dylora_moe.serve.passing import Passing, tokens_of
+from dylora_moe.serve.request import Closed
 from dylora_moe.serve.route import check_routable, route
 from dylora_moe.serve.schema import ApiError, Body, ChatRequest
 from dylora_moe.serve.shapes import event
@@ -130,6 +132,8 @@ class Upstream:
         self._model, self._tokenizer, self._address, self._metrics = model, tokenizer, address, metrics
         self._base_name, self._routing = base_name, threading.Lock()
         self._http: aiohttp.ClientSession | None = None
+        self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0) or None
+        self._is_closing = False
 
     async def answer(self, body: Body, speaker: Speaker, http: HttpRequest) -> Response:
         """See `Backend`. The header `X-DyLoRA-Model` tells whom the other server was asked for."""
@@ -139,6 +143,9 @@ class Upstream:
             model = await run_in_threadpool(self._route, body)
         sent = json.loads(await http.body()) | {"model": model}
         sent.pop("routing", None)
+        told = body.stream_options is not None and body.stream_options.include_usage
+        if body.stream:  # to count the tokens
+            sent["stream_options"] = (sent.get("stream_options") or {}) | {"include_usage": True}
         path = "chat/completions" if isinstance(body, ChatRequest) else "completions"
         if self._http is None:
             self._http = self._address.session()
@@ -148,22 +155,41 @@ class Upstream:
             return Response(status_code=LEFT)
         headers = {"X-DyLoRA-Model": model}
         if body.stream and response.status == 200:
-            return EventStream(self._passed(response, http, body.model, began), headers)
+            passing = Passing(keeps_usage=told)
+
+            def end() -> None:
+                response.close()
+                self._count(body.model, model, passing.tokens, began)
+
+            return EventStream(self._passed(response, http, passing, body.model, began), at_end=end, headers=headers)
         try:
             content = await while_there(http.receive, self._whole(response))
         except Gone:
             return Response(status_code=LEFT)
         finally:
             response.close()
-        self._metrics.seconds.labels(body.model).observe(time.monotonic() - began)
         if response.status != 200:
             raise _told(response.status, content, response.headers)
+        self._count(body.model, model, _tokens_in(content), began)
         return Response(content, media_type="application/json", headers=headers)
+
+    def is_alive(self) -> bool:
+        """See `Backend`."""
+        return True
 
     async def close(self, grace_s: float) -> None:
         """See `Backend`."""
+        self._is_closing = True
         if self._http is not None:
             await self._http.close()
+
+    def _count(self, asked: str, served: str, tokens: tuple[int, int] | None, began: float) -> None:
+        read, written = tokens or (0, 0)
+        self._metrics.tokens.labels(asked, "in").inc(read)
+        self._metrics.tokens.labels(asked, "out").inc(written)
+        if served != self._base_name:
+            self._metrics.served({served: written})
+        self._metrics.seconds.labels(asked).observe(time.monotonic() - began)
 
     def _route(self, body: Body) -> str:
         if isinstance(body, ChatRequest):
@@ -178,22 +204,26 @@ class Upstream:
             vocabulary = self._model.lm.get_input_embeddings().weight.shape[0]  # type: ignore[index]
             if not all(row and all(0 <= token < vocabulary for token in row) for row in ids):
                 raise ApiError(400, f"a prompt must have at least one token, each from 0 to {vocabulary - 1}.")
+            longest = max(map(len, ids))
+            if self._context is not None and longest > self._context:
+                raise ApiError(
+                    400,
+                    f"a prompt must fit into the context of {self._context} tokens, got {longest}. Shorten it.",
+                    code="context_length_exceeded",
+                )
             try:
                 chosen = {route(self._model, row) or self._base_name for row in ids}
             except ServeError as error:
                 raise ApiError(422, str(error)) from error
         if len(chosen) > 1:
             raise ApiError(400, "prompts of one request must go to one expert here. Send them one by one.")
-        name = chosen.pop()
-        if name != self._base_name:
-            self._metrics.served({name: 1.0})
-        return name
+        return chosen.pop()
 
     async def _ask(self, http: aiohttp.ClientSession, path: str, sent: Mapping[str, Any]) -> aiohttp.ClientResponse:
         try:
             return await http.post(self._address.path(path), json=sent, allow_redirects=False)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise _unreachable(error) from error
+            raise self._unreachable(error) from error
 
     async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], 0
@@ -204,11 +234,11 @@ class Upstream:
                 if size > _MOST_BYTES:
                     raise ApiError(502, "the upstream's answer is too large.", kind="server_error")
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise _unreachable(error) from error
+            raise self._unreachable(error) from error
         return b"".join(parts)
 
     async def _passed(
-        self, response: aiohttp.ClientResponse, http: HttpRequest, model: str, began: float
+        self, response: aiohttp.ClientResponse, http: HttpRequest, passing: Passing, model: str, began: float
     ) -> AsyncGenerator[bytes, None]:
         has_first = False
         try:
@@ -216,28 +246,37 @@ class Upstream:
                 if not has_first:
                     has_first = True
                     self._metrics.first.labels(model).observe(time.monotonic() - began)
-                yield part
+                for whole in passing.add(part):
+                    yield whole
+            yield passing.rest()
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            failure = _unreachable(error)
+            failure = self._unreachable(error)
             http.state.status = failure.status
-            yield b"\n\n" + event(failure.body)
+            yield passing.rest() + b"\n\n" + event(failure.body)
         except (GeneratorExit, asyncio.CancelledError):
             http.state.status = LEFT
             raise
-        finally:
-            response.close()
-            self._metrics.seconds.labels(model).observe(time.monotonic() - began)
+
+    def _unreachable(self, error: Exception) -> ApiError:
+        if self._is_closing:
+            return explained(
+                Closed("the server is closing, and this answer was not complete in time. Ask again later.")
+            )
+        if isinstance(error, asyncio.TimeoutError):
+            return ApiError(504, "the upstream did not answer in time.", kind="timeout_error", code="upstream_timeout")
+        return ApiError(
+            502,
+            f"the upstream cannot be reached, or left: {type(error).__name__}.",
+            kind="server_error",
+            code="upstream_unreachable",
+        )
 
 
-def _unreachable(error: Exception) -> ApiError:
-    if isinstance(error, asyncio.TimeoutError):
-        return ApiError(504, "the upstream did not answer in time.", kind="timeout_error", code="upstream_timeout")
-    return ApiError(
-        502,
-        f"the upstream cannot be reached, or left: {type(error).__name__}.",
-        kind="server_error",
-        code="upstream_unreachable",
-    )
+def _tokens_in(content: bytes) -> tuple[int, int] | None:
+    try:
+        return tokens_of(json.loads(content))
+    except ValueError:
+        return None
 
 
 def _told(status: int, content: bytes, headers: Mapping[str, str]) -> ApiError:
@@ -247,7 +286,7 @@ def _told(status: int, content: bytes, headers: Mapping[str, str]) -> ApiError:
         return ApiError(502, f"the upstream refuses this server with HTTP {status}.", kind="server_error")
     try:
         given = json.loads(content)["error"]
-        said, kind, code = str(given["message"])[:1000], str(given.get("type")), given.get("code")
+        said, kind, code = str(given["message"])[:1000], str(given.get("type") or "server_error"), given.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
         said, kind, code = f"the upstream answered with HTTP {status}.", "server_error", None
     wait = headers.get("Retry-After", "")
