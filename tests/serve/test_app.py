@@ -1,5 +1,6 @@
 """The server by OpenAI's own client: answers of mixture, base and experts, and what goes with them."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -143,6 +144,72 @@ def test_fields_are_ignored_or_refused_as_openai_does(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="context of 256") as long:
         client.chat.completions.create(**asked | {"messages": [{"role": "user", "content": "blue river " * 200}]})
     assert long.value.code == "context_length_exceeded"
+
+
+def test_an_answer_is_sent_back_as_the_client_holds_it(served: Served) -> None:
+    client = served.client()
+    asked: Any = {"model": "base", "max_tokens": 3, "temperature": 0}
+    message = client.chat.completions.create(**asked, messages=ASK).choices[0].message
+    plain: Any = {"role": "assistant", "content": message.content}
+    texts = [
+        client.chat.completions.create(**asked, messages=[*ASK, one, *ASK]).choices[0].message.content
+        for one in (plain, message, message.model_dump())
+    ]
+    assert len(set(texts)) == 1
+    with pytest.raises(openai.BadRequestError, match=r"messages\.1\.tool_calls"):
+        client.chat.completions.create(**asked, messages=[*ASK, plain | {"tool_calls": [{"id": "a"}]}, *ASK])
+
+
+def test_a_wrong_field_is_named_as_it_was_sent(served: Served) -> None:
+    part = {"type": "image_url", "image_url": {"url": "x"}}
+    ask: dict[str, Any] = {"model": "base", "messages": ASK}
+    for path, body, param, said in (
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [part]}]},
+            "messages.0.content.0.type",
+            "'text'",
+        ),
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
+        ("chat/completions", {"stop": ["a"] * 5}, "stop", "at most 4 items"),
+        ("chat/completions", {"a list[b]": 5}, "a list[b]", "Unrecognized"),
+        ("completions", {"messages": None, "prompt": [[1, "x"]]}, "prompt.0.1", "integer"),
+    ):
+        sent = {key: value for key, value in (ask | body).items() if value is not None}
+        error = requests.post(f"{served.url}/v1/{path}", json=sent, timeout=20).json()["error"]
+        assert error["param"] == param and said in error["message"], error
+
+
+def test_streams_count_and_place_as_whole_answers_do(served: Served) -> None:
+    client = served.client()
+    asked: Any = {"model": "base", "prompt": "Say blue", "max_tokens": 6, "seed": 3, "logprobs": 2, "temperature": 2}
+    whole = client.completions.create(**asked).choices[0].logprobs
+    streamed = [part.choices[0].logprobs for part in client.completions.create(**asked, stream=True)]
+    assert whole is not None and whole.text_offset is not None and len(set(whole.text_offset)) > 2
+    assert [at for part in streamed if part is not None for at in part.text_offset or []] == whole.text_offset
+    assert whole.tokens is not None and whole.top_logprobs is not None
+    for token, log, likeliest in zip(whole.tokens, whole.token_logprobs or [], whole.top_logprobs, strict=True):
+        assert likeliest[token] == log  # also of tokens that are none of the likeliest
+    usages = [client.completions.create(**asked | {"n": n, "prompt": ["Say blue", "Add"]}).usage for n in (1, 3)]
+    assert usages[0] is not None and usages[1] is not None
+    assert usages[0].prompt_tokens == usages[1].prompt_tokens
+    assert usages[0].completion_tokens * 3 == usages[1].completion_tokens
+    body = {
+        "model": "base",
+        "messages": ASK,
+        "max_tokens": 3,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    text = requests.post(f"{served.url}/v1/chat/completions", json=body, timeout=20).text
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+
+
+def test_an_answer_without_a_limit_has_what_room_there_is(model: Any, start_server: Callable[..., Served]) -> None:
+    served = start_server(model, tokens=60, most_tokens=1000)
+    answer = served.client().chat.completions.create(model="base", messages=ASK, temperature=0)
+    assert answer.usage is not None and answer.usage.total_tokens == 60
 
 
 def test_many_at_once_get_their_own_answers(served: Served) -> None:
