@@ -99,9 +99,17 @@ def test_a_wrong_key_opens_nothing(model: Any, start_server: Callable[..., Serve
 
 def test_only_local_names_are_answered(model: Any, start_server: Callable[..., Served]) -> None:
     served = start_server(model)
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil:80", "evil:localhost", ""):
+    for host in (
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil:80",
+        "evil:localhost",
+        "",
+        "10.0.0.1",
+        "0.0.0.0",
+    ):
         assert_error(requests.get(f"{served.url}/v1/models", headers={"Host": host}, timeout=20), 403)
-    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]", "[::1]:80"):
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:9", "127.0.0.2", "[::1]", "[::1]:80"):
         assert requests.get(f"{served.url}/v1/models", headers={"Host": host}, timeout=20).status_code == 200
     answer = requests.options(served.url + CHAT, headers={"Origin": "http://evil.example"}, timeout=20)
     assert "access-control-allow-origin" not in answer.headers
@@ -150,7 +158,12 @@ def test_a_body_without_a_length_is_limited_too(model: Any, start_server: Callab
 def test_paths_and_methods_that_are_none(model: Any, start_server: Callable[..., Served]) -> None:
     served = start_server(model)
     assert_error(requests.get(f"{served.url}/v1/none", timeout=20), 404)
-    assert_error(requests.get(served.url + CHAT, timeout=20), 405)
+    wrong = requests.get(served.url + CHAT, timeout=20)
+    assert_error(wrong, 405)
+    assert wrong.headers["allow"] == "POST"
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    assert requests.get(f"{served.url}/health", headers=upgrade, timeout=20).json() == {"status": "ok"}
     assert_error(requests.get(f"{served.url}/v1/models/none", timeout=20), 404)
     assert requests.get(f"{served.url}/v1/models/base", timeout=20).json()["kind"] == "base"
 

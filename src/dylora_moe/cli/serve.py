@@ -65,7 +65,8 @@ def command(
     quiet_libraries()
     try:
         from dylora_moe.serve.app import Answers, make_app
-        from dylora_moe.serve.server import is_local, listen, make_server
+        from dylora_moe.serve.guard import is_local
+        from dylora_moe.serve.server import listen, make_server
     except ModuleNotFoundError as error:
         raise ServeError(
             f"dylora serve needs {error.name}, and it is not installed. Run `pip install 'dylora-moe[serve]'`."

@@ -1,5 +1,7 @@
 """The server's paths: OpenAI's, health, metrics, and the page."""
 
+import base64
+import hashlib
 import time
 from collections.abc import Mapping
 from importlib import resources
@@ -16,12 +18,17 @@ from dylora_moe.evaluate.load import Speaker
 from dylora_moe.serve.guard import Guard
 from dylora_moe.serve.local import Backend
 from dylora_moe.serve.metrics import Metrics
-from dylora_moe.serve.schema import FAILED, ApiError, Body, ChatRequest, CompletionRequest, explain
+from dylora_moe.serve.schema import FAILED, ApiError, Body, ChatRequest, CompletionRequest, closing, explain
 
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+
+def page_policy(page: str) -> str:
+    """What a browser may do on the page: run the script that it has, and no other, and ask this server."""
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 class Answers:
@@ -41,9 +48,7 @@ class Answers:
     async def answer(self, body: Body, http: Request) -> Response:
         """The answer to one request."""
         if self.is_closing:
-            raise ApiError(
-                503, "the server is closing. Ask again later.", kind="server_error", code="closing", retry_after_s=5
-            )
+            raise closing()
         speaker = self.names.get(body.model)
         if speaker is None:
             raise ApiError(
@@ -69,6 +74,7 @@ def make_app(answers: Answers, *, key: str | None, only_local: bool, most_bytes:
         only_local: Answer only those who asked for this machine by a local name.
         most_bytes: Of a body.
     """
+    text = (resources.files("dylora_moe.serve") / "page.html").read_text(encoding="utf-8")
     app = FastAPI(title="DyLoRA-MoE", docs_url=None, redoc_url=None)
 
     @app.post("/v1/chat/completions")
@@ -109,10 +115,7 @@ def make_app(answers: Answers, *, key: str | None, only_local: bool, most_bytes:
 
     @app.get("/")
     async def page() -> Response:
-        file = resources.files("dylora_moe.serve") / "page.html"
-        if not file.is_file():
-            return PlainTextResponse("DyLoRA-MoE answers at /v1, as OpenAI's interface has it.\n")
-        return HTMLResponse(file.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _PAGE_POLICY})
+        return HTMLResponse(text, headers={"Content-Security-Policy": page_policy(text)})
 
     @app.exception_handler(ApiError)
     async def refused(http: Request, error: Exception) -> Response:
@@ -127,7 +130,9 @@ def make_app(answers: Answers, *, key: str | None, only_local: bool, most_bytes:
     @app.exception_handler(HTTPException)
     async def missing(http: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, f"{http.method} {http.url.path[:100]}: {error.detail}.").response()
+        told = ApiError(error.status_code, f"{http.method} {http.url.path[:100]}: {error.detail}.").response()
+        told.headers.update(error.headers or {})  # such as the methods that are allowed
+        return told
 
     @app.exception_handler(Exception)
     async def failed(http: Request, error: Exception) -> Response:  # raised again behind it, and logged by the guard

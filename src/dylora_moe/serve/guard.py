@@ -2,17 +2,17 @@
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dylora_moe.serve.schema import FAILED, ApiError
+from dylora_moe.serve.schema import FAILED, ApiError, closing
 
 logger = logging.getLogger(__name__)
 
 OPEN = ("/", "/health", "/ready")
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _BODY_S = 30.0
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -61,9 +61,14 @@ class Guard:
             try:
                 self._check(scope)
                 body = await self._read(scope, receive)
+                if body is None:  # the client left
+                    return
                 await self._app(scope, _replayed(body, receive), guarded)
             except ApiError as error:
                 await error.response()(scope, receive, guarded)
+        except asyncio.CancelledError:  # the server ends now, with nothing else to wait for
+            if not started:
+                await closing().response()(scope, receive, guarded)
         except Exception:  # of whatever kind: the client is told nothing of it
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
@@ -73,7 +78,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self._only_local and _without_port(host) not in _LOCAL:
+        if self._only_local and not is_local(_without_port(host)):
             raise ApiError(403, "this server answers on this machine only: ask for localhost or 127.0.0.1.")
         if self._key is not None and scope["path"] not in OPEN:
             given = headers.get(b"authorization", b"")
@@ -86,7 +91,7 @@ class Guard:
                     code="invalid_api_key",
                 )
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._most_bytes:
             raise self._too_large()
@@ -98,7 +103,7 @@ class Guard:
             except asyncio.TimeoutError as error:
                 raise ApiError(408, f"a body must come within {_BODY_S:g} s.", kind="timeout_error") from error
             if message["type"] == "http.disconnect":
-                break
+                return None
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > self._most_bytes:
@@ -107,6 +112,16 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a body must have at most {self._most_bytes} bytes. Send less.", code="body_too_large")
+
+
+def is_local(host: str) -> bool:
+    """Whether a name, or an address as it stands in an URL or by itself, is this machine's own and nobody else's."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _without_port(host: str) -> str:

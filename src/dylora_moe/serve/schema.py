@@ -44,6 +44,12 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+def closing() -> ApiError:
+    """To requests that come while the server ends."""
+    said = "the server is closing. Ask again later."
+    return ApiError(503, said, kind="server_error", code="closing", retry_after_s=5)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -1,7 +1,6 @@
 """A run -> a server that listens, until a signal lets it finish what it began."""
 
 import asyncio
-import ipaddress
 import socket
 import time
 from collections.abc import Callable
@@ -12,16 +11,6 @@ import uvicorn
 from dylora_moe.errors import ServeError
 from dylora_moe.serve.app import Answers
 from dylora_moe.serve.guard import Guard
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a server there."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -50,6 +39,8 @@ def make_server(app: Guard, answers: Answers, *, grace_s: float, ready: Callable
     """
     config = uvicorn.Config(
         app,
+        http="h11",  # the one that is tested; another is taken where it happens to be installed
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
