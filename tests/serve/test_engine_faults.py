@@ -1,12 +1,12 @@
 """Faults of the engine outside a pass: nobody waits for ever, nobody else is harmed, and it goes on where it can."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
-from tests.serve.conftest import BASE, ROUTED, Served, expert, tokens_of
+from tests.serve.conftest import BASE, ROUTED, Gate, Served, expert, tokens_of
 
 from dylora_moe.serve.engine import Engine
 from dylora_moe.serve.request import Broken, Closed, Piece, Request, Stream
@@ -19,31 +19,6 @@ WORDS: Any = {"model": "tiny", "messages": ASK, "max_tokens": 6, "temperature": 
 @pytest.fixture(scope="module")
 def model(make_mixture: Callable[..., Any]) -> Any:
     return make_mixture("llama", granularity="sequence")
-
-
-class Gate:
-    """Where each pass waits while it is shut; `reached` once one does."""
-
-    def __init__(self) -> None:
-        self.open, self.reached = threading.Event(), threading.Event()
-
-    def shut(self) -> None:
-        self.open.clear()
-        self.reached.clear()
-
-
-@pytest.fixture
-def gate(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    made, forward = Gate(), model.lm.forward
-
-    def wait(*args: Any, **kwargs: Any) -> Any:
-        made.reached.set()
-        assert made.open.wait(60)
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model.lm, "forward", wait)
-    yield made
-    made.open.set()
 
 
 def ask(prompt: int = 5, **changes: Any) -> Request:
@@ -67,9 +42,9 @@ def end(stream: Stream) -> Any:
 
 
 def test_a_fault_between_passes_is_told_to_all_and_the_next_are_answered(
-    model: Any, make_engine: Callable[..., Engine], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, sort_out = make_engine(model, rows=2), Engine._sort_out
+    engine, gate, sort_out = make_engine(model, rows=2), make_gate(model), Engine._sort_out
     streams = [engine.submit(ask(number)) for number in range(5, 11)]  # two at most have a row, the others wait
 
     def fail(self: Engine) -> Any:
@@ -77,18 +52,19 @@ def test_a_fault_between_passes_is_told_to_all_and_the_next_are_answered(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(Engine, "_sort_out", fail)
-    gate.open.set()
+    gate.open()
     assert [end(stream) for stream in streams] == [Broken] * 6
     assert engine.is_alive and engine.snapshot().rows == engine.snapshot().waiting == 0
     assert end(engine.submit(ask())) == "length"
 
 
 def test_who_is_being_taken_when_that_fails_is_told_too(
-    model: Any, make_engine: Callable[..., Engine], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, fits = make_engine(model), Engine._fits
+    engine, gate, fits = make_engine(model), make_gate(model), Engine._fits
     first = engine.submit(ask())
-    assert gate.reached.wait(30)
+    gate.allow(1)
+    next(iter(first))  # it has its row
     others = [engine.submit(ask(number)) for number in (6, 7, 8)]
 
     def fail(self: Engine, running: Any, taken: Any, job: Any) -> bool:
@@ -98,18 +74,17 @@ def test_who_is_being_taken_when_that_fails_is_told_too(
         return fits(self, running, taken, job)
 
     monkeypatch.setattr(Engine, "_fits", fail)
-    gate.open.set()
+    gate.open()
     assert {end(stream) for stream in (first, *others)} == {Broken}
     assert end(engine.submit(ask())) == "length"
 
 
 def test_a_row_whose_text_fails_ends_alone(
-    model: Any, make_engine: Callable[..., Engine], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model: Any, make_engine: Callable[..., Engine], make_gate: Callable[[Any], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model)
-    gate.open.set()
     alone = [list(engine.submit(ask(speaker=speaker))) for speaker in (BASE, expert(1), expert(2))]
-    gate.shut()
+    gate = make_gate(model)
     streams = [engine.submit(ask(speaker=speaker)) for speaker in (BASE, expert(1), expert(2))]
     wrong, stop = streams[1], "never in it"
     hurt = engine.submit(ask(stop=(stop,)))
@@ -121,7 +96,7 @@ def test_a_row_whose_text_fails_ends_alone(
         return add(self, token, text)
 
     monkeypatch.setattr(StopStrings, "add", fail)
-    gate.open.set()
+    gate.open()
     assert end(hurt) is Broken
     found: list[list[Piece]] = [list(stream) for stream in streams]
     assert [tokens_of(pieces) for pieces in found] == [tokens_of(pieces) for pieces in alone]
@@ -129,17 +104,18 @@ def test_a_row_whose_text_fails_ends_alone(
 
 
 def test_an_engine_that_ended_says_so(
-    model: Any, start_server: Callable[..., Served], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    model: Any, start_server: Callable[..., Served], make_gate: Callable[[Any], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start_server(model)
     assert requests.get(f"{served.url}/health", timeout=20).json() == {"status": "ok"}
+    gate = make_gate(model)
     streams = [served.engine.submit(ask(number)) for number in range(5, 9)]
 
     def leave(*args: Any) -> Any:
         raise SystemExit(3)
 
     monkeypatch.setattr("dylora_moe.serve.engine.choose", leave)
-    gate.open.set()
+    gate.open()
     assert {end(stream) for stream in streams} == {Broken}
     with pytest.raises(Closed):
         served.engine.submit(ask())
