@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,14 +28,11 @@ def test_a_run_is_served_until_sigterm(finished: Any, dylora: Run) -> None:
         wanted = ("--prompt", "Say blue river in capitals.", "--max-new-tokens", 6, "--expert", "expert_1", "--json")
         assert found == dylora("chat", finished.folder, *wanted).json()["text"]
 
-        def long(index: int) -> Any:
-            return client.chat.completions.create(model="base", **ask, max_tokens=150).choices[0].finish_reason
-
+        streams = [client.chat.completions.create(model="base", **ask, max_tokens=150, stream=True) for _ in range(6)]
+        os.kill(process.pid, signal.SIGTERM)  # all were taken, as their heads have come
         with ThreadPoolExecutor(6) as pool:
-            answers = [pool.submit(long, index) for index in range(6)]
-            time.sleep(0.4)
-            os.kill(process.pid, signal.SIGTERM)
-            assert {answer.result() for answer in answers} <= {"length", "stop"}
+            ends = pool.map(lambda stream: list(stream)[-1].choices[0].finish_reason, streams)
+            assert set(ends) <= {"length", "stop"}
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

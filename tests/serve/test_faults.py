@@ -12,7 +12,7 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.serve.conftest import Served
+from tests.serve.conftest import Gate, Served
 
 ASK: Any = [{"role": "user", "content": "Say blue river in capitals."}]
 LONG: Any = {"model": "tiny", "messages": ASK, "max_tokens": 190, "temperature": 0}
@@ -39,25 +39,31 @@ def assert_error(answer: requests.Response, status: int) -> dict[str, Any]:
     return error
 
 
-def test_a_client_that_leaves_makes_room(model: Any, start_server: Callable[..., Served]) -> None:
-    served = start_server(model, rows=1)
+def test_a_client_that_leaves_makes_room(
+    model: Any, start_server: Callable[..., Served], make_gate: Callable[[Any], Gate]
+) -> None:
+    served, gate = start_server(model, rows=1), make_gate(model)
     for streams in (True, False):
         body = json.dumps(LONG | {"stream": streams}).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as link:
             link.sendall(head.encode() + body)
+            gate.allow(5)
             until(lambda: served.engine.snapshot().rows == 1)
-        before = time.monotonic()
-        until(lambda: served.engine.snapshot().rows == 0 and served.answers.under_way == 0)
-        assert time.monotonic() - before < 5
+        until(lambda: served.answers.under_way == 0)
+        gate.allow(5)  # of the 190 that the whole answer takes
+        until(lambda: served.engine.snapshot().rows == 0)
     text = requests.get(f"{served.url}/metrics", timeout=20).text
     assert f'dylora_requests_total{{endpoint="{CHAT}",model="tiny",status="499"}} 2.0' in text
 
 
-def test_a_full_queue_says_when_to_come_again(model: Any, start_server: Callable[..., Served]) -> None:
-    served = start_server(model, rows=1, waiting=1)
+def test_a_full_queue_says_when_to_come_again(
+    model: Any, start_server: Callable[..., Served], make_gate: Callable[[Any], Gate]
+) -> None:
+    served, gate = start_server(model, rows=1, waiting=1), make_gate(model)
     streams = [served.client().chat.completions.create(**LONG, stream=True)]
+    gate.allow(1)
     until(lambda: served.engine.snapshot().rows == 1)
     streams.append(served.client().chat.completions.create(**LONG, stream=True))
     answer = requests.post(served.url + CHAT, json=LONG, timeout=20)
@@ -66,6 +72,8 @@ def test_a_full_queue_says_when_to_come_again(model: Any, start_server: Callable
     assert_error(several, 429)
     for stream in streams:
         stream.close()
+    until(lambda: served.answers.under_way == 0)
+    gate.open()
     until(lambda: served.engine.snapshot().rows == 0)
     patient = served.client(max_retries=5).chat.completions.create(**LONG | {"max_tokens": 2})
     assert patient.choices[0].finish_reason == "length"
@@ -224,8 +232,10 @@ def test_a_pass_that_fails_tells_nothing_of_why(
 
 
 @pytest.mark.parametrize("grace_s", [30.0, 0.3])
-def test_a_signal_lets_answers_be_finished(model: Any, start_server: Callable[..., Served], grace_s: float) -> None:
-    served = start_server(model, grace_s=grace_s)
+def test_a_signal_lets_answers_be_finished(
+    model: Any, start_server: Callable[..., Served], make_gate: Callable[[Any], Gate], grace_s: float
+) -> None:
+    served, gate = start_server(model, grace_s=grace_s), make_gate(model)
     streams = [served.client().chat.completions.create(**LONG, stream=True) for _ in range(4)]
     kept = requests.Session()
     assert kept.get(f"{served.url}/ready", timeout=20).status_code == 200
@@ -240,12 +250,16 @@ def test_a_signal_lets_answers_be_finished(model: Any, start_server: Callable[..
     readers = [threading.Thread(target=read, args=(index,)) for index in range(4)]
     for reader in readers:
         reader.start()
+    gate.allow(10)
     until(lambda: served.engine.snapshot().rows == 4)
     served.server.handle_exit(15, None)
     assert kept.get(f"{served.url}/ready", timeout=20).status_code == 503
     assert_error(kept.post(served.url + CHAT, json=LONG, timeout=20), 503)
+    if grace_s < 1:
+        until(lambda: served.engine._is_dropping)
+    gate.open()
     for reader in readers:
-        reader.join(30)
+        reader.join(60)
     if grace_s > 1:
         assert ends == ["length"] * 4
     else:

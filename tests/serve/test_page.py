@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 from tests.browser import FAULTS, browser
-from tests.serve.conftest import Served
+from tests.serve.conftest import Gate, Served
 from tests.train.terminal import until
 
 __all__ = ["browser"]
@@ -158,27 +158,27 @@ def test_experts_the_base_and_what_was_said_before(served: Served, open_tab: Cal
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_an_answer_streams_and_stops(served: Served, open_tab: Callable[..., Tab], how: str) -> None:
-    slow(served)
+def test_an_answer_streams_and_stops(
+    served: Served, open_tab: Callable[..., Tab], make_gate: Callable[[Any], Gate], how: str
+) -> None:
+    gate = make_gate(served.engine.model)
     tab = open_tab(served.url)
     tab.ask(tokens=180, wait=False)
+    gate.allow(20)
     tab.until("document.querySelectorAll('.token').length > 2")
     early = len(tab.tokens())
+    gate.allow(20)
     tab.until(f"document.querySelectorAll('.token').length > {early}")
     assert tab.page.locator("#send").inner_text() == "Stop" and tab.page.locator(".fill").count()
     tab.page.click("#send") if how == "button" else tab.page.keyboard.press("Escape")
     tab.wait()
-    assert "Stopped." in tab.page.locator(".answer").inner_text() and early <= len(tab.tokens()) < 170
+    assert "Stopped." in tab.page.locator(".answer").inner_text() and early <= len(tab.tokens()) <= 40
+    until(lambda: served.answers.under_way == 0)
+    gate.allow(5)
     until(lambda: served.engine.snapshot().rows == 0)
-    served.engine.model.forward = type(served.engine.model).forward.__get__(served.engine.model)
+    gate.open()
     tab.ask("Once more.")
     assert tab.text()
-
-
-def slow(served: Served) -> None:
-    """Each pass of the model takes 40 ms longer."""
-    model, forward = served.engine.model, served.engine.model.forward
-    model.forward = lambda *args, **kwargs: (time.sleep(0.04), forward(*args, **kwargs))[1]
 
 
 def test_a_comparison_has_three_columns_or_three_rows(served: Served, open_tab: Callable[..., Tab]) -> None:
@@ -209,6 +209,23 @@ def test_keys_of_the_keyboard(served: Served, open_tab: Callable[..., Tab]) -> N
     assert tab.page.locator("#card").is_visible()
     tab.page.keyboard.press("Escape")
     assert not tab.page.locator("#card").is_visible()
+
+
+def test_arrows_go_through_an_answer_that_is_longer_than_the_screen(
+    served: Served, open_tab: Callable[..., Tab]
+) -> None:
+    tab = open_tab(served.url, viewport={"width": 360, "height": 480})
+    tab.ask(tokens=110)
+    tab.page.evaluate("scrollTo(0, 0)")
+    tab.page.locator(".answer .text").evaluate("e => e.focus({preventScroll: true})")
+    number, seen = len(tab.tokens()), "e => e.getBoundingClientRect().bottom <= write.getBoundingClientRect().top"
+    for index in range(number):
+        tab.page.keyboard.press("ArrowRight")
+        tab.page.evaluate("new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+        token = tab.page.locator(".token.at")
+        assert token.evaluate("e => [...e.parentElement.children].indexOf(e)") == index
+        assert token.evaluate(seen) and tab.page.locator("#card").is_visible()
+    assert tab.page.evaluate("scrollY > 200")
 
 
 def test_the_key_is_asked_for_and_kept_in_memory_only(
