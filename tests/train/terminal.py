@@ -19,8 +19,12 @@ from rich.console import Console
 import dylora_moe
 
 SOURCE = Path(dylora_moe.__file__).parents[1]
-# The terminal becomes that of the process, as a shell would have it, so that Ctrl-C reaches it.
-_TAKE = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+# The terminal becomes that of the process and Ctrl-C is not ignored, as a shell would have it.
+_TAKE = """
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
 _MAIN = "import torch; torch.set_num_threads(1)\nfrom dylora_moe.cli.main import main; main()\n"
 
 
