@@ -48,11 +48,25 @@ def test_the_package_is_imported_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-@pytest.mark.parametrize("place", ["nowhere", "./not/here"])
+@pytest.mark.parametrize("place", ["nowhere", "./not/here", "runs/typo", "models/typo", "~/not/here", "a/b/c", ""])
 def test_a_place_without_a_model_is_told(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: what is meant as a path is not asked for on the hub."""
     from dylora_moe import load
-    from dylora_moe.errors import TunerError
+    from dylora_moe.errors import RunError, TunerError
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TunerError, match=r"holds no dylora_moe\.json"):
+    (tmp_path / "models").mkdir()
+    wanted = (TunerError, r"\. holds no dylora_moe\.json") if place == "" else (RunError, "no such folder .looked from")
+    with pytest.raises(wanted[0], match=wanted[1]):
         load(place)
+
+
+def test_a_run_in_the_home_folder_has_its_own_dtype(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from dylora_moe.evaluate import load as opened
+
+    monkeypatch.setenv("HOME", str(finished_run.parent))
+    monkeypatch.setattr(opened, "base_dtype", lambda *, bf16, fp16: torch.float32 if bf16 is False else torch.float16)
+    model, _ = opened.load(f"~/{finished_run.name}")
+    assert model.dtype == torch.float32

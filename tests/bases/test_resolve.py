@@ -139,3 +139,9 @@ def test_the_base_of_an_earlier_time_is_told_from_another(llama: Path) -> None:
     (llama / "config.json").write_text((llama / "config.json").read_text() + "\n")
     with pytest.raises(BaseModelError, match=f"must be the one that the experts were trained on, of revision {before}"):
         resolve_base(str(llama), expected=before)
+
+
+@pytest.mark.parametrize("name", ["mine", "org/mine", "/no/where"])
+def test_a_base_that_was_a_folder_is_not_asked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(BaseModelError, match=f"The base {name} must be a folder here: .* of revision sha256-of-parts"):
+        resolve_base(name, expected="sha256-of-parts:0123456789abcdef")

@@ -1,5 +1,6 @@
 """Invariants 10 and 11: experts as plain PEFT adapters both ways, whole models in a fresh process."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,21 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dylora_moe.errors import TunerError
-from dylora_moe.tuner import DyLoraModel, ExpertConfig, export_expert, import_expert, load_model, save_model
-from dylora_moe.tuner.exchange import copy_expert
+from dylora_moe.errors import CacheError, TunerError
+from dylora_moe.tuner import (
+    DyLoraModel,
+    ExpertConfig,
+    RoutingConfig,
+    export_expert,
+    import_expert,
+    load_model,
+    save_model,
+)
+from dylora_moe.tuner.exchange import copy_expert, mixture_of, written_whole
 
 # Each case is a folder of a base, an adapter or a model, and a batch; the answer is written beside them.
 STOCK_PEFT = """
@@ -148,8 +158,22 @@ def test_nothing_is_overwritten(make_model: Any, tmp_path: Path) -> None:
             write()
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["empty", "link", "."])
+def test_an_empty_folder_is_filled_wherever_it_is(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A link and the folder that one works in stay what they are; so does the place where a disk is mounted."""
     (tmp_path / "empty").mkdir()
-    save_model(model, tmp_path / "empty", base_name="b")
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / "empty" if place == "." else tmp_path)
+    inode = (tmp_path / "empty").stat().st_ino
+    save_model(make_model(2), Path(place), base_name="b")
+    written = {path.name for path in (tmp_path / "empty").iterdir()}
+    assert written == {"dylora_moe.json", "router.safetensors", "experts"}
+    assert (tmp_path / "empty").stat().st_ino == inode and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "link"}
 
 
 def test_a_model_written_by_half_does_not_appear(make_model: Any, tmp_path: Path) -> None:
@@ -159,6 +183,22 @@ def test_a_model_written_by_half_does_not_appear(make_model: Any, tmp_path: Path
 
     with pytest.raises(OSError, match="disk full"):
         save_model(make_model(2), tmp_path / "model", base_name="b", tokenizer=Broken())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="disk full"):
+        save_model(make_model(2), tmp_path / "empty", base_name="b", tokenizer=Broken())
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    """safetensors has an error of its own for it; and the file that an error names may be the one that was read."""
+    errors = [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(errno.ENOSPC, "no room")]
+    for error in errors:
+        with (
+            pytest.raises(CacheError, match=f"Writing {tmp_path / 'model'} needs disk space"),
+            written_whole(tmp_path / "model"),
+        ):
+            raise error
     assert not list(tmp_path.iterdir())
 
 
@@ -172,8 +212,21 @@ def test_an_expert_copied_out_of_a_model_folder_is_the_exported_one(make_model: 
     for name, folder in (("none", "other"), ("expert_0", "copied")):
         with pytest.raises(TunerError):
             copy_expert(tmp_path / "model", name, tmp_path / folder)
+    (tmp_path / "model" / "experts" / "expert_0" / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(TunerError, match="cannot be read"):
+        copy_expert(tmp_path / "model", "expert_0", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(TunerError, match="no expert 'none'"):
         export_expert(model, "none", tmp_path / "other", base_name="b")
+
+
+def test_what_else_lies_in_a_model_folder_stays_there(make_model: Any, tmp_path: Path) -> None:
+    save_model(make_model(2), tmp_path / "model", base_name="b")
+    for name in ("notes.txt", "customers.json", "tokenizer.json", "experts/expert_0/optimizer.pt"):
+        (tmp_path / "model" / name).write_text("{}")
+    copy_expert(tmp_path / "model", "expert_0", tmp_path / "copied")
+    names = {path.name for path in (tmp_path / "copied").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
 
 
 @pytest.mark.parametrize(
@@ -183,11 +236,20 @@ def test_an_expert_copied_out_of_a_model_folder_is_the_exported_one(make_model: 
         lambda folder: (folder / "dylora_moe.json").write_text("{"),
         lambda folder: (folder / "dylora_moe.json").write_text("{}"),
         lambda folder: (folder / "dylora_moe.json").write_text('{"format": 99}'),
+        lambda folder: redescribe(folder, experts=None),
+        lambda folder: redescribe(folder, experts=[]),
+        lambda folder: redescribe(folder, experts=["expert_0"]),
+        lambda folder: redescribe(folder, experts=[{"name": "expert_0"}]),
+        lambda folder: redescribe(folder, base=5),
+        lambda folder: redescribe(folder, routing=[]),
         lambda folder: (folder / "router.safetensors").unlink(),
         lambda folder: (folder / "router.safetensors").write_bytes(b"12345678"),
         lambda folder: (folder / "experts" / "expert_1" / "adapter_model.safetensors").unlink(),
     ],
-    ids=["no_json", "broken_json", "empty_json", "later_format", "no_router", "broken_router", "no_weights"],
+    ids=[
+        *("no_json", "broken_json", "empty_json", "later_format", "no_experts", "not_one_expert", "experts_are_names"),
+        *("no_maturity", "base_is_number", "routing_is_list", "no_router", "broken_router", "no_weights"),
+    ],
 )
 def test_damaged_models_are_refused(
     make_model: Any, make_base: Any, tmp_path: Path, damage: Callable[[Path], object]
@@ -196,6 +258,18 @@ def test_damaged_models_are_refused(
     damage(tmp_path / "model")
     with pytest.raises(TunerError):
         load_model(make_base(), tmp_path / "model")
+
+
+def redescribe(folder: Path, **changes: Any) -> None:
+    path = folder / "dylora_moe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_adapters_of_another_base_are_told_in_one_line(make_base: Any, randomise: Any, tmp_path: Path) -> None:
+    stock_adapter(make_base(hidden_size=64), tmp_path / "other", randomise)
+    with pytest.raises(TunerError, match="must fit this base") as told:
+        mixture_of(make_base(), {"mine": tmp_path / "other"}, RoutingConfig())
+    assert "\n" not in str(told.value)
 
 
 def stock_adapter(base: Any, folder: Path, randomise: Any, **settings: Any) -> PeftModel:

@@ -11,6 +11,7 @@ from dylora_moe.errors import BaseModelError
 
 _INDEX = "model.safetensors.index.json"
 _PROBE_BYTES = 1 << 20
+_MARK = "sha256-of-parts:"
 
 
 def check_folder(folder: Path, *, weights: bool) -> None:
@@ -92,4 +93,9 @@ def fingerprint(folder: Path) -> str:
             digest.update(file.read(_PROBE_BYTES))
             file.seek(max(0, size - _PROBE_BYTES))
             digest.update(file.read())
-    return f"sha256-of-parts:{digest.hexdigest()[:16]}"
+    return f"{_MARK}{digest.hexdigest()[:16]}"
+
+
+def is_fingerprint(revision: str | None) -> bool:
+    """Whether a revision is a `fingerprint`: then the base was a folder, on whichever machine."""
+    return revision is not None and revision.startswith(_MARK)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dylora_moe.bases.convert import build_folder
 from dylora_moe.bases.embedded import EMBEDDED, EmbeddedBase
-from dylora_moe.bases.folder import check_folder, fingerprint, licence_of
+from dylora_moe.bases.folder import check_folder, fingerprint, is_fingerprint, licence_of
 from dylora_moe.bases.hub import fetch_snapshot
 from dylora_moe.cache.store import cache_folder, is_complete, materialise
 from dylora_moe.errors import BaseModelError
@@ -62,6 +62,11 @@ def resolve_base(
     if expected is not None:
         _licence_named.add(name)  # whoever trained on it has read it
     commit = expected if _is_hub(name) else None
+    if commit is not None and is_fingerprint(commit):
+        raise BaseModelError(
+            f"The base {name} must be a folder here: the experts were trained on the folder of that name, of revision "
+            f"{commit}, and there is none (looked from {Path.cwd()}). Put the folder there, or work where it is."
+        )
     resolved = _resolve(name, revision or commit, cache_dir, progress, weights=True)
     if expected is not None and resolved.revision != expected:
         raise BaseModelError(

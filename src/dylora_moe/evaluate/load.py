@@ -19,7 +19,7 @@ from dylora_moe.bases import load_base
 from dylora_moe.bases.hub import fetch_mixture
 from dylora_moe.bases.resolve import log_progress
 from dylora_moe.config import RunConfig, load_recipe, make_config
-from dylora_moe.errors import RunError
+from dylora_moe.errors import RunError, TunerError
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir, digest_folder
 from dylora_moe.tuner import DyLoraModel, load_model
@@ -136,7 +136,7 @@ def load(
         progress: Called with a line of text at each long step.
 
     Raises:
-        RunError: A run that is not finished.
+        RunError: No such folder, or a run that is not finished.
         TunerError: No model is there, or one that does not fit its base.
         BaseModelError: The model or its base cannot be had.
     """
@@ -151,21 +151,22 @@ def load_trained(
     # Or a text-generation pipeline logs an error that lists every model it knows, and works all the same.
     if DyLoraModel.__name__ not in (known := SUPPORTED_PEFT_TASKS["text-generation"]):
         known.append(DyLoraModel.__name__)
-    if dtype is None and (Path(place) / CONFIG).is_file():
-        return load_run(Path(place), progress=progress)
+    folder = Path(place).expanduser()
+    if dtype is None and (folder / CONFIG).is_file():
+        return load_run(folder, progress=progress)
     chosen = base_dtype(bf16=None, fp16=False) if dtype is None else dtype
-    folder = find_model(place)
-    model, tokenizer = _open(folder, dtype=chosen, load_in_4bit=False, progress=progress)
-    named = Path(place).resolve()
+    found = find_model(place)
+    model, tokenizer = _open(found, dtype=chosen, load_in_4bit=False, progress=progress)
+    named = folder.resolve()
     name = named.parent.name if named.name == FINAL else named.name
-    return Trained(name=name, model=model, tokenizer=tokenizer, digest=digest_folder(folder))
+    return Trained(name=name, model=model, tokenizer=tokenizer, digest=digest_folder(found))
 
 
 def find_model(place: str | Path) -> Path:
     """The model folder of a run, of a hub id, or the folder itself.
 
     Raises:
-        RunError: A run that is not finished.
+        RunError: No such folder, or a run that is not finished.
         TunerError: The folder holds no model.
         BaseModelError: The model cannot be had from the hub.
     """
@@ -173,10 +174,22 @@ def find_model(place: str | Path) -> Path:
     if (folder / CONFIG).is_file():
         _check_finished(RunDir(folder))
         return folder / FINAL
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)):
+    if not folder.is_dir():
+        if not _is_hub_id(str(place)):
+            raise RunError(
+                f"there must be a run or a model folder {place}, and there is no such folder (looked from "
+                f"{Path.cwd()}). Correct the path, or give a hub id such as owner/name."
+            )
         folder = fetch_mixture(str(place), MODEL_FILE)
     read_description(folder)
     return folder
+
+
+def _is_hub_id(place: str) -> bool:
+    """OWNER/NAME, unless OWNER is a folder here or that of runs: then it is a path with a mistake in it."""
+    owner = place.partition("/")[0]
+    is_path = Path(owner) == RunConfig.model_fields["output_dir"].default or Path(owner).is_dir()
+    return not is_path and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", place))
 
 
 def _check_finished(run: RunDir) -> None:
@@ -203,6 +216,13 @@ def _open(
 
 
 def set_saved_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Give the base's tokenizer the chat template that a model folder has, if it has one."""
+    """Give the base's tokenizer the chat template that a model folder has, if it has one.
+
+    Raises:
+        TunerError: It is no text.
+    """
     if (path := folder / TEMPLATE).is_file():
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TunerError(f"{path} must be UTF-8 text, and is not: {error}. Copy the model again.") from error

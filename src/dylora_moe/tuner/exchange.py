@@ -16,6 +16,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from dylora_moe.cache.disk import disk_full_error, is_disk_full
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
 from dylora_moe.tuner.inspect import check_reach
@@ -24,9 +25,23 @@ from dylora_moe.tuner.model import DyLoraModel
 MODEL_FILE = "dylora_moe.json"
 ROUTER_FILE = "router.safetensors"
 EXPERTS_FOLDER = "experts"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FORMAT = 1
-_TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
+# By name, since a model folder may also hold what its owner keeps there.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 # Fields of PEFT's LoraConfig that leave a LoRA plain, whatever their value; all others must be at their defaults.
 _PLAIN_LORA = {
@@ -51,23 +66,43 @@ _PLAIN_LORA = {
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise.
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    An empty folder that is there is filled: it may be the one that one works in, a link, or another disk.
 
     Raises:
         TunerError: `folder` exists and is not empty; nothing is ever overwritten.
+        CacheError: The disk is full.
+    """
+    check_new(folder)
+    is_there = folder.is_dir()
+    if not is_there:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if is_there else folder.parent))
+    try:
+        yield temporary
+        if is_there:
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+        else:
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full_error(folder.parent, f"Writing {folder}") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """See that a folder can be written: for long work, before it begins.
+
+    Raises:
+        TunerError: It exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TunerError(f"the folder to write must be new or empty, {folder} is not. Choose another.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_model(
@@ -116,10 +151,25 @@ def read_description(folder: Path) -> dict[str, Any]:
     if description.get("format") != _FORMAT:
         got = description.get("format")
         raise TunerError(f"{path} must have format {_FORMAT} to be read by this version, got {got}. Update dylora-moe.")
-    for expert in description["experts"]:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", expert["name"]):  # it is joined to paths, read and written
-            raise TunerError(f"{path} must name experts by letters, digits, - and _, got {expert['name']!r}.")
+    _check_description(description, path)
     return description
+
+
+def _check_description(description: dict[str, Any], path: Path) -> None:
+    """What a model from elsewhere may lack, and what is joined to paths, read and written."""
+    kinds = {"base": str, "base_revision": str | None, "routing": dict, "experts": list}
+    for key, kind in kinds.items():
+        if not isinstance(description.get(key), kind):
+            raise TunerError(f"{path} must tell {key}, got {description.get(key)!r}. Copy the model again.")
+    experts = description["experts"]
+    for expert in experts:
+        name = expert.get("name") if isinstance(expert, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+            raise TunerError(f"{path} must name experts by letters, digits, - and _, got {name!r}.")
+        if not isinstance(expert.get("maturity"), int | float) or not isinstance(expert.get("frozen"), bool):
+            raise TunerError(f"{path} must tell maturity and frozen of {name}, got {expert}. Copy the model again.")
+    if not experts:
+        raise TunerError(f"{path} must name at least one expert, got none. Copy the model again.")
 
 
 def load_model(base: PreTrainedModel, folder: Path) -> DyLoraModel:
@@ -157,8 +207,10 @@ def mixture_of(base: PreTrainedModel, adapters: Mapping[str, Path], routing: Rou
     """
     configs = [_read_config(folder) for folder in adapters.values()]
     model = DyLoraModel(base, list(adapters), routing=routing, peft_configs=configs)
-    for name, folder in adapters.items():
-        _set_weights(model, name, _load_weights(folder), folder)
+    for (name, folder), config in zip(adapters.items(), configs, strict=True):
+        weights = _load_weights(folder)
+        _check_shapes(model, config, weights, folder)
+        _set_weights(model, name, weights, folder)
     return model.eval()
 
 
@@ -188,16 +240,33 @@ def copy_expert(model_folder: Path, name: str, folder: Path) -> None:
 
 
 def write_copy(model_folder: Path, name: str, target: Path) -> None:
-    """What `copy_expert` writes, into a folder that is there or not."""
-    shutil.copytree(Path(model_folder) / EXPERTS_FOLDER / name, target, dirs_exist_ok=True)
+    """What `copy_expert` writes, into a folder that is there or not.
+
+    Raises:
+        TunerError: The expert is damaged.
+    """
+    copy_adapter(model_folder, name, target)
     copy_tokenizer(model_folder, target)
+
+
+def copy_adapter(model_folder: Path, name: str, target: Path) -> None:
+    """Copy the two files of an expert, read once on the way: nothing damaged is handed on.
+
+    Raises:
+        TunerError: They are no plain LoRA, or damaged.
+    """
+    source = Path(model_folder) / EXPERTS_FOLDER / name
+    read_adapter(source)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copyfile(source / file, target / file)
 
 
 def copy_tokenizer(model_folder: Path, target: Path) -> None:
     """Copy the files of the tokenizer, its chat template among them, out of a model folder."""
-    for path in Path(model_folder).iterdir():
-        if path.is_file() and path.suffix in _TOKENIZER_FILES and path.name != MODEL_FILE:
-            shutil.copyfile(path, target / path.name)
+    for name in _TOKENIZER_FILES:
+        if (path := Path(model_folder) / name).is_file():
+            shutil.copyfile(path, target / name)
 
 
 def check_experts(model_folder: Path, wanted: Iterable[str]) -> None:
@@ -284,7 +353,7 @@ def _write_adapter(model: DyLoraModel, name: str, folder: Path, base_name: str) 
 
 
 def _read_config(folder: Path) -> LoraConfig:
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     if not path.is_file():
         raise TunerError(f"{folder} holds no adapter_config.json, so it is no PEFT adapter.")
     values = _read_json(path)
