@@ -149,6 +149,18 @@ def test_the_experts_of_a_stream_are_changed_and_taken_back(dylora: Run, tmp_pat
     assert removed["experts"] == ["capitals", "sums"] and removed["summary"]["skills"] == ["capitals", "sums", "code"]
     assert "By hand: code was removed. Expert sums serves code now." in (run / "report.html").read_text()
 
+    dylora("push", run, "me/mine", "--dry-run", tmp_path / "sent")
+    card = (tmp_path / "sent" / "README.md").read_text(encoding="utf-8")
+    skills = json.loads((run / "skills.json").read_text(encoding="utf-8"))["skills"]
+    losses = removed["summary"]["loss"]["matrix"][-1]
+    for skill, loss in zip(skills, losses, strict=True):
+        assert f"| {skill['name']} | {skill['base_loss']:.3f} | {loss:.3f} |" in card
+    for name in ("capitals", "sums"):  # code came as an adapter, and its rows were not trained on
+        assert f"| {name} | {rows[name].name} | " in card
+    assert "validation rows of capitals, sums, code alone" in card
+    assert "the expert of the nearest known skill" in card and "| | capitals | sums |" in card
+    assert str(tmp_path) not in card
+
 
 def test_vllm_gets_its_command(dylora: Run, finished: Any, tmp_path: Path) -> None:
     output = tmp_path / "two words"

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,8 +20,8 @@ import yaml
 
 import dylora_moe
 from dylora_moe import load
-from dylora_moe.errors import ExportError
-from dylora_moe.export.card import model_card
+from dylora_moe.errors import BaseModelError, ExportError
+from dylora_moe.export.card import base_name, model_card
 from dylora_moe.export.push import check_repository, write_repository
 from dylora_moe.report.records import read_run
 
@@ -107,12 +108,14 @@ def hub() -> Iterator[Any]:
     server.server_close()
 
 
-def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *arguments: object, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's client reads its settings at import."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     clean |= {"PYTHONPATH": str(Path(dylora_moe.__file__).parents[1]), "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=clean, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert TOKEN not in done.stdout + done.stderr
     return done
 
@@ -127,7 +130,7 @@ with torch.no_grad():
 """
 
 
-def test_what_was_sent_is_loaded_again(hub: Any, mixture_folder: Path, tmp_path: Path) -> None:
+def test_what_was_sent_is_loaded_again(hub: Any, mixture_folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
     refused = run_python(PUSH, "push", mixture_folder, "me/mine", **settings)
     assert refused.returncode == 1 and "HF_TOKEN" in refused.stderr and not hub.files
@@ -138,7 +141,8 @@ def test_what_was_sent_is_loaded_again(hub: Any, mixture_folder: Path, tmp_path:
     assert "README.md" in hub.files and "router.safetensors" in hub.files
 
     hub.files |= {"evil.bin": b"a pickle", "modeling.py": b"print()"}
-    again = run_python(LOAD, **settings, HF_TOKEN=TOKEN)
+    # Its base is a folder, of which the hub knows the name alone.
+    again = run_python(LOAD, cwd=tiny_base.parent, **settings, HF_TOKEN=TOKEN)
     assert again.returncode == 0, again.stderr[-2000:]
     model, _ = load(mixture_folder, dtype=torch.float32)
     with torch.no_grad():
@@ -146,6 +150,50 @@ def test_what_was_sent_is_loaded_again(hub: Any, mixture_folder: Path, tmp_path:
     torch.testing.assert_close(torch.tensor(json.loads(again.stdout.splitlines()[-1])), expected, rtol=0, atol=0)
     fetched = {path.name for path in (tmp_path / "hf").rglob("*")}
     assert "router.safetensors" in fetched and not fetched & {"evil.bin", "modeling.py"}
+
+
+@pytest.mark.parametrize("base_is_here", [True, False])
+def test_no_path_of_this_machine_is_sent(mixture_folder: Path, tmp_path: Path, base_is_here: bool) -> None:
+    """Of a base that is a folder its name is sent; whoever has that folder where they work can load the model."""
+    folder = Path(shutil.copytree(mixture_folder, tmp_path / "model"))
+    path = folder / "dylora_moe.json"
+    description = json.loads(path.read_text())
+    base = Path(description["base"])
+    if not base_is_here:
+        path.write_text(json.dumps(description | {"base": f"/home/me/secret/{base.name}"}))
+    (folder / "notes.txt").write_text("/home/me/secret")
+    sent = write_repository(folder, "me/mine", tmp_path / "out")
+    for file in sent:
+        content = (tmp_path / "out" / file.name).read_bytes()
+        assert str(base.parent).encode() not in content and b"secret" not in content, file.name
+    assert json.loads((tmp_path / "out" / "dylora_moe.json").read_text())["base"] == base.name
+    adapter = json.loads((tmp_path / "out" / "experts" / "wide" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == base.name
+    assert "base_model" not in yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / base.name).symlink_to(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "work")
+        load(tmp_path / "out")
+        patch.chdir(tmp_path)
+        with pytest.raises(BaseModelError, match=f"The base {base.name} must be a folder here"):
+            load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("base", "revision", "name"),
+    [
+        ("org/model", "0123abc", "org/model"),
+        ("pypi:smollm2", "sha256:1", "pypi:smollm2"),
+        ("models/mine", "sha256-of-parts:1", "mine"),
+        ("C:\\Users\\me\\mine", None, "mine"),
+        ("/home/me/mine/", None, "mine"),
+        ("~/mine", None, "mine"),
+        ("/", None, "base"),
+    ],
+)
+def test_only_folders_lose_their_path(base: str, revision: str | None, name: str) -> None:
+    assert base_name(base, revision) == name
 
 
 def test_nothing_private_goes_to_a_public_repository(hub: Any, mixture_folder: Path, tmp_path: Path) -> None:
@@ -173,10 +221,12 @@ def test_no_name_becomes_markup(finished_run: Path) -> None:
     run = read_run(finished_run)
     data = json.loads(json.dumps(run.data))
     data["domains"][0] |= {"domain": HOSTILE, "licences": [HOSTILE], "sources": [f"/home/me/{HOSTILE}"]}
+    data["domains"][1] |= {"sources": ["hub:openai/gsm8k@newest", "/home/me/rows.jsonl"]}
     card = model_card(finished_run / "final", "me/mine", replace(run, data=data))
     assert (
         "<script" not in card.replace("\\<", "") and "{{ 7" not in card and "49" not in card.split("## Data")[1][:400]
     )
+    assert "| hub\\:openai/gsm8k\\@newest, rows.jsonl |" in card and "/home" not in card
     rows = [line for line in card.splitlines() if line.startswith("| evil")]
     assert len(rows) == 1 and len([at for at in rows[0].replace("\\|", "").split(" | ")]) == 5
     assert not [line for line in card.splitlines() if line.startswith("# Head")]

@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dylora_moe.bases import EMBEDDED
-from dylora_moe.bases.folder import licence_of
+from dylora_moe.bases.folder import is_fingerprint, licence_of
 from dylora_moe.report.records import RunRecord
 from dylora_moe.report.settings import unlike_defaults
 from dylora_moe.skills.library import RECORD
@@ -31,46 +31,54 @@ def model_card(model_folder: Path, repository: str, run: RunRecord | None) -> st
         run: That made it, or None where only the model is there.
     """
     description = read_description(model_folder)
-    base, stages = description["base"], run.stages if run else ()
+    base, revision, stages = description["base"], description.get("base_revision"), run.stages if run else ()
     domains = _domains([run.data, *(stage.data for stage in stages)]) if run else []
+    results = _results(run) if run else []
     header = {
         "library_name": "dylora-moe",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "mixture-of-experts", "peft", "dylora-moe"],
-        **({} if _is_local(base) or base in EMBEDDED else {"base_model": base}),
+        **({} if _is_local(base, revision) or base in EMBEDDED else {"base_model": base}),
     }
     card = _TEMPLATES.get_template("card.md.jinja").render(
         front=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
         title=repository.rpartition("/")[2],
         repository=repository,
-        base=_base(base, description.get("base_revision")),
+        base=_base(base, revision),
         experts=[_expert(model_folder, expert["name"]) for expert in description["experts"]],
         router="one for all" if len(description["experts"]) == 1 else f"a {description['routing']['router']} router",
         routing=_routing(description["routing"], len(description["experts"])),
         table=_table(run.result) if run else None,
         data=domains,
-        results=_results(run) if run else [],
+        results=results,
         settings=[
             (name, _FOLDERS.sub("", value))
             for name, value, _ in (unlike_defaults(run.settings) if run else [])
             if name not in _NOT_SHOWN
         ],
-        limits=_limits(description, domains, run),
+        limits=_limits(description, domains, results, run),
     )
     return re.sub(r"\n{3,}", "\n\n", card).strip() + "\n"
 
 
-def _is_local(base: str) -> bool:
-    return base not in EMBEDDED and Path(base).expanduser().is_dir()
+def base_name(base: str, revision: str | None) -> str:
+    """A base as other machines may know it: of a folder its own name, without the path to it."""
+    return PureWindowsPath(base).name or "base" if _is_local(base, revision) else base
+
+
+def _is_local(base: str, revision: str | None) -> bool:
+    """Whether it was a folder of the machine that trained, which need not be this one."""
+    is_path = base.startswith((".", "~", "/")) or "\\" in base or base.count("/") > 1
+    return base not in EMBEDDED and (is_fingerprint(revision) or is_path or Path(base).is_dir())
 
 
 def _base(name: str, revision: str | None) -> dict[str, Any]:
     if name in EMBEDDED:
         licence = f"{EMBEDDED[name].licence}. {EMBEDDED[name].licence_note.rstrip('.')}"
         return {"name": name, "revision": revision, "licence": licence, "is_local": False}
-    if _is_local(name):
-        folder = Path(name).expanduser()
-        return {"name": folder.name, "revision": revision, "licence": licence_of(folder), "is_local": True}
+    if _is_local(name, revision):
+        licence = licence_of(Path(name).expanduser())
+        return {"name": base_name(name, revision), "revision": revision, "licence": licence, "is_local": True}
     return {"name": name, "revision": revision, "licence": "as its page on the hub says", "is_local": False}
 
 
@@ -100,12 +108,17 @@ def _domains(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             licences = [str(licence or "not stated") for licence in each.get("licences", [])]
             found[each["domain"], each.get("sha256", "")] = {
                 "domain": each["domain"],
-                "sources": ", ".join(PurePath(str(source)).name for source in each.get("sources", [])),
+                "sources": ", ".join(_source(str(source)) for source in each.get("sources", [])),
                 "rows": each.get("num_train", 0),
                 "licences": ", ".join(dict.fromkeys(licences)) or "not stated",
                 "sha256": str(each.get("sha256", ""))[:16],
             }
     return list(found.values())
+
+
+def _source(where: str) -> str:
+    """A data set of the hub whole, of a file its name."""
+    return where if where.startswith("hub:") else PurePath(where).name
 
 
 def _results(run: RunRecord) -> list[dict[str, Any]]:
@@ -152,8 +165,13 @@ def _table(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"experts": routing["experts"], "rows": list(zip(names, rows, strict=True))}
 
 
-def _limits(description: Mapping[str, Any], domains: Sequence[Mapping[str, Any]], run: RunRecord | None) -> list[str]:
-    known = ", ".join(each["domain"] for each in domains)
+def _limits(
+    description: Mapping[str, Any],
+    domains: Sequence[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
+    run: RunRecord | None,
+) -> list[str]:
+    known = ", ".join(each["domain"] for each in results)  # skills that a stream took in were not trained on here
     lines = [
         "What the base gets wrong, and what it was not made for, holds for this model too.",
         f"It was measured on validation rows of {known} alone; elsewhere it may be worse than the base."

@@ -1,5 +1,6 @@
 """A trained run -> a repository of the hub: the model folder and a card; what is sent is written to a folder first."""
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from dylora_moe.errors import ExportError
 from dylora_moe.evaluate.load import find_model
-from dylora_moe.export.card import model_card
+from dylora_moe.export.card import base_name, model_card
 from dylora_moe.report.records import read_run
 from dylora_moe.run_dir import CONFIG
 from dylora_moe.tuner.exchange import (
-    ADAPTER_WEIGHTS,
+    ADAPTER_CONFIG,
     EXPERTS_FOLDER,
     MODEL_FILE,
     ROUTER_FILE,
+    copy_adapter,
     copy_tokenizer,
     read_description,
     written_whole,
@@ -48,6 +50,8 @@ def check_repository(repository: str) -> None:
 def write_repository(place: Path, repository: str, folder: Path) -> list[Sent]:
     """Write what would be sent: the model's own files, which are known by name, and the card; nothing else of the run.
 
+    A base that was a folder is named without the path to it, which is this machine's business.
+
     Args:
         place: A run, or a model folder.
         repository: Its hub id.
@@ -62,17 +66,25 @@ def write_repository(place: Path, repository: str, folder: Path) -> list[Sent]:
     source = find_model(place)
     run = read_run(place) if (place / CONFIG).is_file() else None
     with written_whole(folder) as target:
-        experts = [expert["name"] for expert in read_description(source)["experts"]]
-        files = [MODEL_FILE, *([ROUTER_FILE] if (source / ROUTER_FILE).is_file() else [])]
-        for name in experts:
-            files += [f"{EXPERTS_FOLDER}/{name}/{file}" for file in ("adapter_config.json", ADAPTER_WEIGHTS)]
-        for file in files:
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, target / file)
+        description = read_description(source)
+        base = base_name(description["base"], description.get("base_revision"))
+        shutil.copyfile(source / MODEL_FILE, target / MODEL_FILE)
+        _change(target / MODEL_FILE, base=base)
+        if (source / ROUTER_FILE).is_file():
+            shutil.copyfile(source / ROUTER_FILE, target / ROUTER_FILE)
+        for expert in description["experts"]:
+            place = target / EXPERTS_FOLDER / expert["name"]
+            copy_adapter(source, expert["name"], place)
+            _change(place / ADAPTER_CONFIG, base_model_name_or_path=base)
         copy_tokenizer(source, target)
         (target / CARD).write_text(model_card(source, repository, run), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [Sent(name=path.relative_to(folder).as_posix(), size=path.stat().st_size) for path in paths]
+
+
+def _change(path: Path, **values: str) -> None:
+    changed = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def push(folder: Path, repository: str, *, public: bool) -> str:
