@@ -111,6 +111,7 @@ def test_an_export_needs_no_base(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base": base}))
     outcome = dylora("experts", "export", copy, "--expert", "expert_0", "--output", tmp_path / "mine", "--json")
     assert outcome.json()["base"] == base and not (tmp_path / "empty").exists()
+    assert ("is not converted on this machine" in outcome.err) == base.startswith("pypi:")
     assert (tmp_path / "mine" / "adapter_config.json").is_file()
 
 
@@ -180,6 +181,10 @@ def test_vllm_gets_its_command(dylora: Run, finished: Any, tmp_path: Path) -> No
         (["--all", "--expert", "expert_0"], "or take --all"),
         (["--all", "--gguf", "f16"], "need --merged"),
         (["--all", "--merged", "--for", "vllm"], "for adapters"),
+        (["--all", "--method", "ties"], "need --merged"),
+        (["--expert", "expert_0=0.5"], "need --merged"),
+        (["--merged", "--all", "--density", "0.3"], "for --method ties and dare"),
+        (["--merged", "--all", "--llama-cpp", "."], "needs --gguf"),
         (["--merged", "--expert", "expert_0=much"], "must be a number"),
         (["--merged", "--expert", "expert_0=1", "--expert", "expert_1"], "a weight or none"),
         (["--merged", "--expert", "expert_0", "--expert", "expert_0"], "each expert once"),

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dylora_moe import load
+from dylora_moe.bases import load_base
 from dylora_moe.errors import ExportError
 from dylora_moe.export import merged
 from dylora_moe.export.merged import Mixed, export_merged
+from dylora_moe.export.verify import Probe, largest_difference
 
 WEIGHTS = {"plain": 0.7, "wide": 0.3, "upper": -0.5}
 
@@ -109,6 +111,36 @@ def test_a_merge_that_is_wrong_is_told_and_leaves_nothing(
     with pytest.raises(ExportError, match="largest difference is"):
         export_merged(
             mixture_folder, Mixed(weights={"plain": 1.0}), tmp_path / "out", dtype=None, check=True, tell=quiet
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_are_compared_without_the_rounding_of_a_pass(tiny_base: Path) -> None:
+    """In float32 a right merge of a large base would differ by more than a bound that says anything."""
+    base, wide = (load_base(str(tiny_base), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    probe = Probe.of(base.tokenizer)
+    found, expected = probe.logits(base.model), probe.logits(wide.model)
+    assert {each.dtype for each in found} == {torch.float64} and largest_difference(found, expected) < 1e-12
+    after = base.model.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_check_changes_nothing_of_what_is_written(mixture_folder: Path, tmp_path: Path) -> None:
+    for mixed, name in ((Mixed(weights={"wide": 1.0}), "one"), (Mixed(weights=WEIGHTS), "sum")):
+        export_merged(mixture_folder, mixed, tmp_path / name, dtype=None, check=True, tell=quiet)
+        export_merged(mixture_folder, mixed, tmp_path / f"{name}-unchecked", dtype=None, check=False, tell=quiet)
+        files = [tmp_path / each / "model.safetensors" for each in (name, f"{name}-unchecked")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("weight", "dtype"), [(1e42, None), (1e7, torch.float16)])
+def test_values_too_large_for_the_dtype_are_refused(
+    mixture_folder: Path, tmp_path: Path, weight: float, dtype: torch.dtype | None
+) -> None:
+    with pytest.raises(ExportError, match="must be finite numbers in float"):
+        export_merged(
+            mixture_folder, Mixed(weights={"plain": weight}), tmp_path / "out", dtype=dtype, check=False, tell=quiet
         )
     assert not list(tmp_path.iterdir())
 

@@ -74,6 +74,39 @@ def test_the_tap_is_as_high_as_the_loras_allow_and_their_template_is_kept(
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
 
 
+def test_a_base_is_found_from_any_folder(
+    loras: dict[str, Path], tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {name: [str(path)] for name, path in tiny_rows.items()}
+    told: list[str] = []
+    monkeypatch.chdir(tiny_base.parent)
+    assemble(tiny_base.name, loras, data, tmp_path / "out", rows=12, tell=told.append)
+    assert not [line for line in told if "says that it is of" in line]
+    monkeypatch.chdir(tmp_path)
+    load(tmp_path / "out")
+
+
+def test_rows_that_tell_nothing_apart_are_told(
+    loras: dict[str, Path], tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
+) -> None:
+    data = {name: [str(tiny_rows["sums"])] for name in ("capitals", "sums")}
+    told: list[str] = []
+    two = {name: loras[name] for name in data}
+    found = assemble(str(tiny_base), two, data, tmp_path / "out", rows=12, tell=told.append)["experts"]
+    missed = [name for name, each in found.items() if each["right"] < 0.5]
+    assert missed and all(f"few prompts like the rows of {name} go to it" in " ".join(told) for name in missed)
+
+
+def test_a_folder_that_is_taken_is_told_before_the_base_is_looked_for(
+    loras: dict[str, Path], tiny_rows: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    data = {name: [str(path)] for name, path in tiny_rows.items()}
+    with pytest.raises(TunerError, match="new or empty"):
+        assemble("/no/base", loras, data, tmp_path / "out", tell=quiet)
+
+
 def test_what_does_not_fit_is_told_before_anything_is_written(
     loras: dict[str, Path], tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
 ) -> None:

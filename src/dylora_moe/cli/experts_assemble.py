@@ -51,6 +51,7 @@ def assemble(
         console.print(
             f"{name}: known by {found['rows']} rows; {found['right']:.0%} of {found['held_out']} others go to it.",
             highlight=False,
+            markup=False,
         )
     console.print(f'Wrote {output}. Use it: dylora_moe.load("{output}")', highlight=False, markup=False, soft_wrap=True)
     if as_json:

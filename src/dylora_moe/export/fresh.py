@@ -38,7 +38,7 @@ def compare(model: Any, folder: str, name: str, task: dict[str, Any], expected: 
         wanted = expected[f"{name}/{number}"]
         with torch.no_grad():
             got = model(input_ids=torch.tensor([ids])).logits[0, -len(wanted) :]
-        worst = max(worst, float((got.float() - wanted).abs().nan_to_num(nan=torch.inf).max()))
+        worst = max(worst, float((got - wanted).abs().nan_to_num(nan=torch.inf).max()))
     return {"difference": worst}
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     expected = load_file(task["expected"])
 
     def load(folder: str) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, local_files_only=True)
         return model.eval()
 
     told, base = {}, load(task["base"]) if task["base"] else None
@@ -56,7 +56,7 @@ def main() -> None:
         if base is None:
             told[name] = compare(load(folder), folder, name, task, expected)
             continue
-        adapted = PeftModel.from_pretrained(base, folder).eval()
+        adapted = PeftModel.from_pretrained(base, folder).double().eval()
         told[name] = compare(adapted, folder, name, task, expected)
         base = adapted.unload()
     print(json.dumps(told))

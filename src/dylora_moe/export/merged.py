@@ -72,7 +72,8 @@ def export_merged(
 
     Raises:
         TunerError: No such expert, or the folder is not empty.
-        ExportError: A weight or density that makes no sense, a base in 4 bits, or another model than the source.
+        ExportError: A weight or density that makes no sense, values too large for the dtype, or another model than the
+            source.
     """
     check_experts(model_folder, mixed.weights)
     _check(mixed)
@@ -92,11 +93,11 @@ def export_merged(
         if probe:
             told["difference"] = check_difference(largest_difference(source, probe.logits(merged)), "the merged model")
         _cast(merged, written)
+        _check_finite(merged, written)
         _set_generation(merged, base.tokenizer)
         merged.save_pretrained(target)
         base.tokenizer.save_pretrained(target)
         if probe:
-            _cast(merged, torch.float32)
             rounded = probe.logits(merged)
             told["rounding"] = largest_difference(source, rounded) if written != torch.float32 else None
             del adapted, merged, base  # another process loads them now
@@ -183,6 +184,16 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """What is written; buffers such as the frequencies of positions are made anew where the model is loaded."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def _check_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """A large weight of an expert, or a dtype of a small range, makes infinities of large values."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ExportError(
+                f"merged weights must be finite numbers in {str(dtype).removeprefix('torch.')}, and {name} has others. "
+                "Give the experts smaller weights, or choose float32 or bfloat16."
+            )
 
 
 def _set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,11 +20,12 @@ from dylora_moe.skills.library import Features
 from dylora_moe.skills.prototypes import fit_prototypes
 from dylora_moe.train.features import draw_sample
 from dylora_moe.tuner import DyLoraModel, RoutingConfig, save_model
-from dylora_moe.tuner.exchange import mixture_of, read_adapter
+from dylora_moe.tuner.exchange import check_new, mixture_of, read_adapter
 from dylora_moe.tuner.inspect import check_reach, decoder_layers, layer_index
 
 # 16 are enough for domains far apart, 8 not always (benchmarks/assemble.py).
 ROWS = 32
+_FEW = 0.5  # of an expert's own prompts
 _MAX_LENGTH = 1024
 _BATCH_SIZE = 8
 
@@ -61,6 +62,9 @@ def assemble(
             f"a mixture needs two experts or more, each with a LoRA and rows, got LoRAs of {', '.join(adapters)} and "
             f"rows of {', '.join(datasets) or 'none'}."
         )
+    check_new(folder)
+    if Path(base_name).expanduser().is_dir():  # the model may be loaded from elsewhere
+        base_name = str(Path(base_name).expanduser().absolute())
     base = load_base(base_name, dtype=base_dtype(bf16=None, fp16=False), progress=tell)
     _set_template(base.tokenizer, list(adapters.values()), tell)
     routing = RoutingConfig(router="prototype", granularity="sequence", tap_layer=lowest_layer(base.model, adapters))
@@ -76,14 +80,14 @@ def assemble(
         known[name], held[name] = (read_prompts(model, part, base.tokenizer) for part in (chosen, others))
     fit_router(model, known)
     save_model(model, folder, base_name=base_name, base_revision=base.resolved.revision, tokenizer=base.tokenizer)
-    found = {
-        name: {
-            "rows": len(known[name]),
-            "held_out": len(held[name]),
-            "right": _share_right(model, name, held[name]),
-        }
-        for name in model.expert_names
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name in model.expert_names:
+        right = _share_right(model, name, held[name])
+        found[name] = {"rows": len(known[name]), "held_out": len(held[name]), "right": right}
+        if right < _FEW:
+            tell(
+                f"Note: few prompts like the rows of {name} go to it. Give it rows that are unlike those of the others."
+            )
     return {"experts": found, "tap_layer": routing.tap_layer}
 
 
@@ -140,5 +144,5 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, folders: Sequence[Path], t
 def _tell_of_other_bases(base: str, folder: str, adapters: Mapping[str, Path], tell: Callable[[str], None]) -> None:
     for name, adapter in adapters.items():
         named = read_adapter(adapter)[0].base_model_name_or_path
-        if named and named not in (base, folder):
+        if named and named not in (base, folder) and Path(named).absolute() != Path(base):
             tell(f"Note: {name} says that it is of {named}, and the base is {base}. Its shapes fit.")
