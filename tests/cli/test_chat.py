@@ -55,6 +55,24 @@ def test_a_model_without_its_run_answers_too(dylora: Run, finished: Any, tmp_pat
     assert of_model == of_run and of_run["text"]
 
 
+def test_a_template_that_refuses_the_question_is_told(dylora: Run, finished: Any, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(finished.folder / "final", tmp_path / "model"))
+    template = model / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    outcome = dylora("chat", model, *ASK, "--system", "Be brief.")
+    assert outcome.code == 1 and "such as the run's template takes: no system messages" in outcome.err
+    template.write_bytes(b"\xff")
+    outcome = dylora("chat", model, *ASK)
+    assert outcome.code == 1 and "must be UTF-8 text" in outcome.err
+
+
+def test_bytes_that_are_no_text_are_asked_as_question_marks(dylora: Run, finished: Any) -> None:
+    asked = ("--max-new-tokens", 2, "--json", "--prompt")
+    broken = dylora("chat", finished.folder, *asked, "a\udcffb", "--system", "\udcff").json()
+    assert broken["prompt"] == "a?b"
+
+
 def test_a_folder_without_a_model_is_told(dylora: Run, tmp_path: Path) -> None:
     outcome = dylora("chat", tmp_path, "--prompt", "Hello?")
     assert outcome.code == 1 and "Give a run or a model folder" in outcome.err

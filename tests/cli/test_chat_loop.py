@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tests.cli.conftest import finish, start_python
-from tests.train.terminal import Terminal
+from tests.train.terminal import Terminal, until
 
 from dylora_moe.cli.chat_show import Show
 from dylora_moe.cli.main import main
@@ -88,8 +88,6 @@ def test_a_conversation_on_a_terminal(dylora: Run, finished: Any, tmp_path: Path
 
 def _wait_after(terminal: Terminal, place: int, text: str) -> None:
     """Until it is written behind that place."""
-    from tests.train.terminal import until
-
     until(lambda: text.encode() in terminal.written[place:], timeout_s=60)
 
 
@@ -128,9 +126,37 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(finished: Any, tmp_
     assert "Traceback" not in "\n".join(terminal.finish())
 
 
-def _wait_more(terminal: Terminal, length: int) -> None:
-    from tests.train.terminal import until
+def test_an_answer_that_was_stopped_before_its_first_token_is_nobodys(finished: Any, tmp_path: Path) -> None:
+    held = f"""
+import time
+from pathlib import Path
+from dylora_moe.serve.rows import Rows
+read = Rows.prefilled
+def hold(*arguments):
+    Path({str(tmp_path / "reading")!r}).touch()
+    while not Path({str(tmp_path / "go")!r}).exists():
+        time.sleep(0.01)
+    return read(*arguments)
+Rows.prefilled = hold
+"""
+    terminal = Terminal()
+    process = terminal.start("chat", finished.folder, before=held)
+    terminal.wait_for("you> ")
+    terminal.type(b"/route\n")
+    terminal.wait_for("base, without colour")
+    terminal.type(QUESTION.encode() + b"\n")
+    until(lambda: (tmp_path / "reading").exists(), timeout_s=60)
+    before = len(terminal.written)
+    terminal.type(b"\x03")
+    _wait_after(terminal, before, "stopped")
+    assert b"tokens by" not in terminal.written[before:]
+    (tmp_path / "go").touch()
+    terminal.type(b"/quit\n")
+    assert process.wait(timeout=60) == 0
+    terminal.finish()
 
+
+def _wait_more(terminal: Terminal, length: int) -> None:
     until(lambda: len(terminal.written) >= length, timeout_s=60)
 
 

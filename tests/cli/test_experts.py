@@ -48,6 +48,17 @@ def test_the_list_is_of_all_experts(dylora: Run, finished: Any) -> None:
             assert expert["serves"].startswith(f"mostly {routing['domains'][shares.index(max(shares))]} (")
 
 
+def test_a_model_folder_has_a_list_too(dylora: Run, finished: Any) -> None:
+    listed = [dylora("experts", "list", each, "--json").json() for each in (finished.folder, finished.folder / "final")]
+    of_run, of_model = listed
+    assert [expert["load"] for expert in of_model] == [None] * 3 and of_run[0]["load"] is not None
+    for expert in (*of_run, *of_model):
+        del expert["load"], expert["serves"]
+    assert of_model == of_run
+    outcome = dylora("experts", "list", finished.folder.parent / "typo")
+    assert outcome.code == 1 and "no such folder" in outcome.err
+
+
 def test_people_read_a_table(dylora: Run, finished: Any) -> None:
     outcome = dylora("experts", "list", finished.folder)
     assert outcome.code == 0 and outcome.err == "" and "serves" in outcome.out and "expert_2" in outcome.out

@@ -12,6 +12,7 @@ from rich.console import Console
 from dylora_moe.cli.chat_show import Show
 from dylora_moe.cli.quiet import quiet_libraries
 from dylora_moe.cli.show import consoles, printable
+from dylora_moe.errors import DataError
 
 if TYPE_CHECKING:
     from dylora_moe.evaluate.load import Speaker, Trained
@@ -42,6 +43,7 @@ def command(
         raise click.UsageError("--expert and --base exclude each other.")
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt.")
+    prompt, system = _utf8(prompt), _utf8(system)
     quiet_libraries()
     from dylora_moe.evaluate.load import Speaker, load_trained
 
@@ -52,6 +54,11 @@ def command(
         _talk(trained, speaker, asides, system=system, max_new_tokens=max_new_tokens)
     else:
         _ask(trained, speaker, asides, prompt, system=system, max_new_tokens=max_new_tokens, as_json=as_json)
+
+
+def _utf8(text: str | None) -> str | None:
+    """Bytes of a command line that are no UTF-8 come as halves of characters, which no tokenizer takes."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _talk(trained: "Trained", speaker: "Speaker", asides: Console, *, system: str | None, max_new_tokens: int) -> None:
@@ -82,17 +89,23 @@ def _ask(
     as_json: bool,
 ) -> None:
     from dylora_moe.data.example import Message
-    from dylora_moe.data.templates import end_token_id
+    from dylora_moe.data.templates import end_token_id, render_prompt
     from dylora_moe.evaluate.generate import generate_answers
 
     messages = [Message(role="system", content=system)] if system else []
+    messages.append(Message(role="user", content=prompt))
+    end = end_token_id(trained.tokenizer)
+    try:
+        render_prompt(messages, trained.tokenizer)
+    except Exception as error:  # templates raise jinja2's errors, or Python's own from their expressions
+        raise DataError(f"the question must be such as the run's template takes: {error}.") from error
     with trained.speaking(speaker):
         (answer,) = generate_answers(
             trained.model,
             trained.tokenizer,
-            [[*messages, Message(role="user", content=prompt)]],
+            [messages],
             max_new_tokens=max_new_tokens,
-            end_token_ids=[end_token_id(trained.tokenizer)],
+            end_token_ids=[end],
         )
     if as_json:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))

@@ -98,7 +98,7 @@ class Loop:
             answer = self._talk.ask(question, self._speaker, self._show.piece)
         finally:
             self._show.end()
-        if self._show.routes:
+        if self._show.routes and answer.pieces and answer.text:
             self._show.legend(_shares(answer))
         if answer.finish != "stop":
             self._show.tell("cut at the longest answer" if answer.finish == "length" else "stopped")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from dylora_moe.cli.experts_assemble import assemble
@@ -26,13 +27,24 @@ command.add_command(assemble)
 
 
 @command.command("list")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON on standard output.")
-def list_experts(run: Path, as_json: bool) -> None:
-    """Show each expert of RUN: rank, size, maturity, share of the validation load, and what it serves."""
-    experts = [_describe(RunDir(run), expert) for expert in _description(run)["experts"]]
+def list_experts(model: str, as_json: bool) -> None:
+    """Show each expert of MODEL: rank, size, maturity, share of the validation load, and what it serves.
+
+    MODEL is a run, one under way with a model so far included, a model folder, or a hub id. Load and service are known
+    of runs.
+    """
+    quiet_libraries()
+    from dylora_moe.evaluate.load import find_model
+    from dylora_moe.tuner.exchange import MODEL_FILE, read_description
+
+    run = RunDir(Path(model).expanduser())
+    folder = run / FINAL if (run / FINAL / MODEL_FILE).is_file() else find_model(model)
+    result = run.read(RESULT) if folder == run / FINAL and run.is_finished else {}
+    experts = [_describe(folder, expert, result) for expert in read_description(folder)["experts"]]
     console = consoles(as_json)
-    table = Table(title=f"Experts of {run}", title_justify="left")
+    table = Table(title=escape(f"Experts of {model}"), title_justify="left")
     for column in ("expert", "rank", "alpha", "size", "maturity", "load", "serves"):
         table.add_column(column, justify="left" if column in ("expert", "serves") else "right")
     for expert in experts:
@@ -136,17 +148,9 @@ def _change(as_json: bool, change: Callable[[Any, StopSignals], dict[str, Any]])
         click.echo(json.dumps(result, ensure_ascii=False))
 
 
-def _description(run: Path) -> dict[str, Any]:
-    quiet_libraries()
-    from dylora_moe.tuner.exchange import read_description
-
-    return read_description(run / FINAL)
-
-
-def _describe(run: RunDir, expert: dict[str, Any]) -> dict[str, Any]:
-    folder = run / FINAL / "experts" / expert["name"]
+def _describe(model: Path, expert: dict[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    folder = model / "experts" / expert["name"]
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    result = run.read(RESULT) if run.is_finished else {}
     use = _use_in_stream(result, expert["name"]) if "stages" in result else _use(result, expert["name"])
     return {
         **expert,
