@@ -157,7 +157,7 @@ def test_help_says_what_a_setting_is_and_its_default(name: str) -> None:
 
 def test_choices_are_in_the_help() -> None:
     (option,) = (option for option in command.params if option.name == "execution")
-    assert option.metavar == "auto|reference|bottleneck|rowwise|grouped"
+    assert option.metavar == "auto|reference|bottleneck|rowwise|grouped|triton"
 
 
 @pytest.mark.parametrize("typed", ["code", "=2", "code=2,maths", "code=2,code=1"])

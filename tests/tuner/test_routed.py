@@ -227,6 +227,37 @@ def test_which_execution_serves(
     assert called == {expected}
 
 
+@pytest.mark.parametrize(
+    ("execution", "routing", "widths", "expected"),
+    [
+        ("auto", {"granularity": "token"}, {}, "triton"),
+        ("auto", {"granularity": "token"}, {"hidden_size": 36, "intermediate_size": 50, "head_dim": 18}, "triton"),
+        ("auto", SEQUENCE, {}, "rowwise"),
+        ("grouped", {"granularity": "token"}, {}, "grouped"),
+        ("bottleneck", {"granularity": "token"}, {}, "bottleneck"),
+    ],
+)
+def test_where_the_kernels_run_auto_takes_them_in_place_of_grouped(
+    make_base: Any,
+    make_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    execution: Any,
+    routing: Any,
+    widths: Any,
+    expected: str,
+) -> None:
+    """A machine that says so; which does, and the kernels themselves, is asked in kernels/test_triton.py."""
+    called: set[str] = set()
+    for name in ("bottleneck", "rowwise", "grouped", "triton"):
+        compute = getattr(kernels, name) if name != "triton" else lambda out, *args: out
+        monkeypatch.setattr(kernels, name, lambda *args, n=name, f=compute: (called.add(n), f(*args))[1])
+    monkeypatch.setattr(kernels, "takes_triton", lambda x, rank: rank == 8)
+    few_heads = {"num_attention_heads": 2, "num_key_value_heads": 1} if widths else {}
+    model = make_model(3, base=make_base(**widths, **few_heads), execution=execution, **routing)
+    model(input_ids=torch.randint(3, 99, (2, 32)))
+    assert called == {expected}
+
+
 @pytest.mark.parametrize("granularity", ["token", "sequence"])
 @pytest.mark.parametrize("change", ["none", "hook", "cast", "trained"])
 def test_a_base_layer_that_does_more_than_multiply_keeps_its_own_graph(

@@ -161,7 +161,10 @@ class ModelSettings(BaseModel, use_attribute_docstrings=True):
     """Weight of the router's z-loss; 1e-3 where logits grow."""
 
     execution: Annotated[
-        Literal["auto", "reference", "bottleneck", "rowwise", "grouped"],
-        Advice(note="Changes time and memory, not the results beyond rounding. reference is slow and obvious."),
+        Literal["auto", "reference", "bottleneck", "rowwise", "grouped", "triton"],
+        Advice(
+            note="Changes time and memory, not the results beyond rounding. reference is slow and obvious, "
+            "triton needs an Nvidia GPU."
+        ),
     ] = "auto"
-    """How experts are computed; auto chooses by size."""
+    """How experts are computed; auto chooses by size and device."""

@@ -10,7 +10,7 @@ Granularity = Literal["token", "sequence"]
 RouterScope = Literal["shared", "per_layer"]
 RouterKind = Literal["linear", "prototype"]
 Unsure = Literal["base", "dense"]
-Execution = Literal["auto", "reference", "bottleneck", "rowwise", "grouped"]
+Execution = Literal["auto", "reference", "bottleneck", "rowwise", "grouped", "triton"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class RoutingConfig:
     """Sequence granularity: a document without a known prompt is routed by this many first tokens."""
 
     execution: Execution = "auto"
-    """Which implementation computes the experts; `auto` chooses by size."""
+    """Which implementation computes the experts; `auto` chooses by size and device."""
 
     def __post_init__(self) -> None:
         _one_of("granularity", self.granularity, get_args(Granularity))

@@ -95,7 +95,7 @@ class RoutedLinear(LoraLinear):
                 "(model(...), model.generate(...)), not layer by layer."
             )
         execution = self._choose(x, decision)
-        if execution in ("rowwise", "grouped"):
+        if execution in ("rowwise", "grouped", "triton"):
             return self._in_place(x, decision, execution, *args, **kwargs)
         inputs, (lora_a, lora_b) = self._inputs(x).flatten(0, -2), self._factors()
         compute = kernels.reference if execution == "reference" else kernels.bottleneck
@@ -157,7 +157,8 @@ class RoutedLinear(LoraLinear):
             return kernels.rowwise(out, inputs, decision.weights, decision.experts, lora_a, lora_b, scales, base)
         assert decision.dispatch is not None and decision.slot_weights is not None
         slots, plan = decision.slot_weights, decision.dispatch
-        return kernels.grouped(out, inputs.flatten(0, -2), slots, lora_a, lora_b, scales, plan, base)
+        compute = kernels.triton if execution == "triton" else kernels.grouped
+        return compute(out, inputs.flatten(0, -2), slots, lora_a, lora_b, scales, plan, base)
 
     def _plain_base(self, x: Tensor) -> Tensor | None:
         """The base's weight, if all that its layer does is to multiply by it; then the experts' backward does too."""
@@ -175,6 +176,8 @@ class RoutedLinear(LoraLinear):
         return self._scales
 
     def _choose(self, x: Tensor, decision: Decision) -> Execution:
+        if self.execution == "triton":
+            kernels.require_triton(x, self._most_rank)
         if self.execution == "reference" or x.dtype == torch.float64:
             return "reference"
         if decision.experts is None or self.execution == "bottleneck":
@@ -184,6 +187,8 @@ class RoutedLinear(LoraLinear):
             self.execution == "rowwise" or (self.execution == "auto" and x.shape[1] >= _LONG_ROW)
         ):
             return "rowwise"
+        if self.execution == "triton" or (self.execution == "auto" and kernels.takes_triton(x, self._most_rank)):
+            return "triton"
         odd = any((width or 0) % _STRIDE_STEP for width in (self.in_features, self.out_features))
         return "bottleneck" if odd and self.execution != "grouped" else "grouped"
 
@@ -198,6 +203,7 @@ class RoutedLinear(LoraLinear):
         lora_a, lora_b = self._weights(self.lora_A), self._weights(self.lora_B)
         trainable = [name not in self.frozen_names for name in self.expert_names if name in self.lora_A]
         ranks = {weight.shape[0] for weight in lora_a}
+        self._most_rank = max(ranks, default=0)
         packable = len(lora_a) == len(self.expert_names) > 1 and len(ranks) == 1 and not max(ranks) % _STRIDE_STEP
         for factor, weights in ((self.packed_A, lora_a), (self.packed_B, lora_b)):
             if packable:
