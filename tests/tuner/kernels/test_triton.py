@@ -81,6 +81,7 @@ def work_of(
     experts: int,
     top_k: int,
     rank: int = 8,
+    widths: tuple[int, int] = (512, 1024),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Launch], list[str]]:
     """What forward and backward launch, and the operations that they ask torch for.
@@ -91,7 +92,7 @@ def work_of(
     monkeypatch.setattr(
         MODULE, "_launch", lambda name, grid, *args, **meta: launched.append(Launch(name, grid, args, meta))
     )
-    tokens, inputs, outputs = 640, 512, 1024
+    tokens, (inputs, outputs) = 640, widths
     with FakeTensorMode():
         x, weights = torch.empty(tokens, inputs, dtype=dtype), torch.empty(tokens * top_k)
         lora_a, lora_b = torch.empty(experts, rank, inputs), torch.empty(experts, outputs, rank)
@@ -120,7 +121,13 @@ def test_programs_are_started_for_the_tokens_and_one_more_an_expert(monkeypatch:
     assert many - few == 62
 
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
 
 
 def compiled(launch: Launch, capability: int, capture: pytest.CaptureFixture[str]) -> tuple[int, int]:
@@ -189,6 +196,18 @@ def test_kernels_compile_for_gpus_and_fit_into_them(
         shared, spilt = compiled(of_backward, capability, capsys)
         assert shared <= 99 * 1024, f"{name}: {shared} bytes"
         assert spilt == 0, f"{name}: {spilt} bytes"
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+def test_odd_widths_and_one_expert_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Ones become constants of the kernel, and nothing is a multiple of 16."""
+    launched, _ = work_of(monkeypatch, experts=1, top_k=1, rank=1, widths=(5, 1), dtype=torch.float16)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
+    assert [compiled(launch, 80, capsys)[1] for launch in launched] == [0] * 6
 
 
 HERE = Machine(has_triton=True, is_interpreted=False, can_build=True, capability=(9, 0))
