@@ -1,6 +1,7 @@
 """Help at once, and every end of a command with its own exit code."""
 
 import ast
+import json
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -102,7 +103,9 @@ def test_an_explained_error_exits_1_with_one_message(
 def test_a_place_that_cannot_be_written_is_told(dylora: Callable[..., Any], tmp_path: Any) -> None:
     run = tmp_path / "run"
     (run / "final" / "experts" / "a").mkdir(parents=True)
-    (run / "final" / "dylora_moe.json").write_text('{"format": 1, "base": "b", "experts": [{"name": "a"}]}')
+    experts = [{"name": "a", "maturity": 1.0, "frozen": True}]
+    description = {"format": 1, "base": "b", "base_revision": None, "routing": {}, "experts": experts}
+    (run / "final" / "dylora_moe.json").write_text(json.dumps(description))
     (tmp_path / "file").touch()
     outcome = dylora("experts", "export", run / "final", "--expert", "a", "--output", tmp_path / "file" / "new")
     assert outcome.code == 1 and outcome.err.count("\n") == 1
