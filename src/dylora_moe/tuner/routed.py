@@ -1,6 +1,6 @@
 """One adapted Linear: PEFT's LoRA layer with N adapters, and a forward that follows the router's decision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dylora_moe.tuner import kernels
 from dylora_moe.tuner.config import Execution
 from dylora_moe.tuner.packed import PackedFactor
-from dylora_moe.tuner.routing import Decision, RoutingState
+from dylora_moe.tuner.routing import Decision, RoutingState, Run, run_of_one
 
 # grouped_mm wants strides of whole 16 bytes: widths and ranks in steps of 8 satisfy it in 16- and 32-bit dtypes.
 _STRIDE_STEP = 8
@@ -84,6 +84,8 @@ class RoutedLinear(LoraLinear):
             return self.base_layer(x, *args, **kwargs)
         if routing.forced is not None or (len(self.expert_names) == 1 and routing.rows is None):
             name = routing.forced or self.expert_names[0]
+            if self.execution == "auto" and x.numel() == x.shape[-1] and not torch.is_grad_enabled():
+                return self._few(x, (run_of_one(self.expert_names.index(name), x.device),), *args, **kwargs)
             if self.execution == "rowwise" and name in self.lora_A and x.dim() == 3 and not torch.is_grad_enabled():
                 return self._alone(x, name, *args, **kwargs)
             out = self.base_layer(x, *args, **kwargs)
@@ -94,6 +96,8 @@ class RoutedLinear(LoraLinear):
                 f"layer {self.layer_index} ran before its router decided; call the model through its decoder "
                 "(model(...), model.generate(...)), not layer by layer."
             )
+        if decision.few is not None and self.execution == "auto" and not torch.is_grad_enabled():
+            return self._few(x, decision.few, *args, **kwargs)
         execution = self._choose(x, decision)
         if execution in ("rowwise", "grouped", "triton"):
             return self._in_place(x, decision, execution, *args, **kwargs)
@@ -123,6 +127,18 @@ class RoutedLinear(LoraLinear):
         scales = torch.tensor([self.scaling[name]], device=x.device)
         return kernels.rowwise(out, inputs, weights, experts, a[None], b[None], scales)
 
+    def _few(self, x: Tensor, runs: Sequence[Run], *args: Any, **kwargs: Any) -> Tensor:
+        """Few tokens without gradients, as the host knows who serves them."""
+        modules = self._modules  # attributes of an nn.Module take longer to look up than some of the products
+        lora_a, lora_b = (cast(nn.ModuleDict, modules[name])._modules for name in ("lora_A", "lora_B"))
+        parts: list[kernels.Part] = []
+        for run in runs:
+            if (name := self.expert_names[run.expert]) in lora_a:
+                a, b = lora_a[name]._parameters["weight"], lora_b[name]._parameters["weight"]  # type: ignore[union-attr]
+                parts.append((run, a, b, self.scaling[name]))  # type: ignore[arg-type]
+        out = cast(nn.Module, modules["base_layer"])(x, *args, **kwargs)
+        return kernels.few(out, self._inputs(x).flatten(0, -2), parts)
+
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
         if self._is_packed:
             index = self.expert_names.index(name)
@@ -138,10 +154,11 @@ class RoutedLinear(LoraLinear):
 
     def _inputs(self, x: Tensor) -> Tensor:
         """What the low-rank products read: dropout drawn once for all experts, autocast applied."""
-        for name in self.expert_names:
-            if name in self.lora_dropout:
-                x = self.lora_dropout[name](x)
-                break
+        if self.training:
+            for name in self.expert_names:
+                if name in self.lora_dropout:
+                    x = self.lora_dropout[name](x)
+                    break
         return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
     def _in_place(self, x: Tensor, decision: Decision, execution: Execution, *args: Any, **kwargs: Any) -> Tensor:

@@ -5,6 +5,7 @@ pass under way from the router to the Linears, and keeps them until the next pas
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,6 +54,51 @@ def make_dispatch(experts: Int[Tensor, "tokens top_k"], num_experts: int) -> Dis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one expert computes in a pass of few tokens, as the host knows it."""
+
+    expert: int
+    tokens: Int[Tensor, " run"]
+    """Of the flattened batch."""
+    weights: Float[Tensor, "run 1"]
+    token: int
+    """The first of them."""
+    weight: float | None
+    """Its weight, where there is no other token."""
+
+
+def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tuple[Run, ...]:
+    """What each expert computes, for slots on the CPU; those of weight 0 are left out."""
+    experts, tokens, weights = (
+        each.tolist() for each in (dispatch.expert_of_slot, dispatch.token_of_slot, slot_weights)
+    )
+    by_expert: dict[int, list[int]] = {}
+    for slot, (expert, weight) in enumerate(zip(experts, weights, strict=True)):
+        if weight != 0.0:
+            by_expert.setdefault(expert, []).append(slot)
+    found = []
+    for expert, slots in by_expert.items():
+        index = torch.tensor(slots)
+        found.append(
+            Run(
+                expert=expert,
+                tokens=dispatch.token_of_slot[index],
+                weights=slot_weights[index][:, None],
+                token=tokens[slots[0]],
+                weight=weights[slots[0]] if len(slots) == 1 else None,
+            )
+        )
+    return tuple(found)
+
+
+@cache
+def run_of_one(expert: int, device: torch.device) -> Run:
+    """The only token of a pass, all of whose weight is one expert's."""
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    return Run(expert=expert, tokens=zero, weights=torch.ones(1, 1, device=device), token=0, weight=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """One router's decision. A *unit* is what gets one decision: a token, or a document."""
 
@@ -74,6 +120,8 @@ class Decision:
     """Sorted tokens for the sparse executions; None when dense."""
     slot_weights: Float[Tensor, " slots"] | None
     """Weight of each sorted slot, gathered once for all Linears; None when dense."""
+    few: tuple[Run, ...] | None = None
+    """The same for a pass without gradients of so few tokens that the host tells each expert what to compute."""
     sure: Bool[Tensor, " units"] | None = None
     """Whether a skill is near enough to each unit; None where the router does not say."""
 

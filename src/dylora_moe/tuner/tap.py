@@ -21,7 +21,7 @@ from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
 from dylora_moe.tuner.prototype import PrototypeRouter, Router, mixed_gates
 from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
-from dylora_moe.tuner.routing import BASE, Decision, Layout, RoutingState, make_dispatch
+from dylora_moe.tuner.routing import BASE, Decision, Layout, RoutingState, make_dispatch, runs_of_few
 
 
 def find_documents(
@@ -67,6 +67,10 @@ def pool_prompts(
     pooled = torch.bmm(prompt, features.float()) / prompt.sum(-1, keepdim=True).clamp_min(1)
     exists = (member & layout.valid[:, None, :]).any(-1)
     return pooled.flatten(0, 1), exists.flatten()
+
+
+# Slots of a pass without gradients up to which one product for each expert that has any is the cheapest on a CPU.
+_FEW_SLOTS = 32
 
 
 class _Reached(Exception):
@@ -359,7 +363,7 @@ def make_decision(
     """
     softness = config.temperature if temperature is None else temperature
     probs = logits.softmax(-1)
-    experts = dispatch = slot_weights = None
+    experts = dispatch = slot_weights = few = None
     if dense:
         weights = dense_gates(logits, softness)
     elif sure is not None and config.unsure == "dense" and _any(valid & ~sure):
@@ -376,6 +380,8 @@ def make_decision(
             of_token, token_weights = experts.index_select(0, unit_of_token), weights.index_select(0, unit_of_token)
         dispatch = make_dispatch(of_token, logits.shape[1])
         slot_weights = token_weights.reshape(-1).index_select(0, dispatch.slot_order)
+        if _is_few(slot_weights):
+            few = runs_of_few(dispatch, slot_weights)
     return Decision(
         logits=logits,
         probs=probs,
@@ -386,6 +392,7 @@ def make_decision(
         row_of_unit=row_of_unit,
         dispatch=dispatch,
         slot_weights=slot_weights,
+        few=few,
         sure=sure,
     )
 
@@ -406,6 +413,12 @@ def _overridden(
         experts = torch.where(alone, (speaker.clamp_min(0)[:, None] + places) % num_experts, experts)
         own = (places == 0).to(weights.dtype).expand_as(weights)
     return experts, torch.where(alone, own, weights).masked_fill(by_base, 0.0)
+
+
+def _is_few(slots: Float[Tensor, " slots"]) -> bool:
+    """Whether the host may look at what was decided: asking a GPU would stop it, and a compiler has nothing to see."""
+    is_seen = slots.device.type == "cpu" and not isinstance(slots, FakeTensor) and not torch.compiler.is_compiling()
+    return is_seen and slots.numel() <= _FEW_SLOTS and not torch.is_grad_enabled()
 
 
 def _any(mask: Bool[Tensor, " units"]) -> bool:

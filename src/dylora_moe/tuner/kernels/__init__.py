@@ -1,20 +1,21 @@
 """The executions: sum over experts of weight * scale * B A x, for all tokens of a batch.
 
-Five ways to the same numbers. `reference` is the obvious loop, for tests and odd dtypes. `bottleneck` runs all
+Six ways to the same numbers. `reference` is the obvious loop, for tests and odd dtypes. `bottleneck` runs all
 experts as one wide product with the gate at the rank: FLOPs grow with the experts, launches do not. `rowwise` gives
 each row of the batch its own factors, where every row has one decision. `grouped` sorts tokens by expert once a
-batch, for any decision; `triton` does the same by kernels of its own, on GPUs. All but the first save the input and
-products of the rank's size for backward, nothing else.
+batch, for any decision; `triton` does the same by kernels of its own, on GPUs. These save the input and products of
+the rank's size for backward, nothing else. `few` is for a few tokens without gradients.
 
 Legend for shapes: n tokens, s slots (tokens * top_k), N experts, r rank, i features in, o features out, R rows of
 the batch, T tokens of a row, k experts of one decision.
 """
 
 from dylora_moe.tuner.kernels.bottleneck import bottleneck
+from dylora_moe.tuner.kernels.few import Part, few
 from dylora_moe.tuner.kernels.grouped import grouped
 from dylora_moe.tuner.kernels.machine import require_triton, takes_triton
 from dylora_moe.tuner.kernels.reference import reference
 from dylora_moe.tuner.kernels.rowwise import rowwise
 from dylora_moe.tuner.kernels.triton import triton
 
-__all__ = ["bottleneck", "grouped", "reference", "require_triton", "rowwise", "takes_triton", "triton"]
+__all__ = ["Part", "bottleneck", "few", "grouped", "reference", "require_triton", "rowwise", "takes_triton", "triton"]
