@@ -252,7 +252,8 @@ def test_serves_a_model_by_name(make_model: Any, batch: Any, monkeypatch: pytest
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         runs[execution] = {"loss": loss.detach(), **gradients}
     assert runs["triton"].keys() == runs["reference"].keys()
-    assert_near(runs["triton"], runs["reference"])
+    # On a GPU the base's own products differ between two passes, too.
+    assert_near(runs["triton"], runs["reference"], TOLERANCE if IS_INTERPRETED else 1e-4)
     assert set(launched) == {"shrink", "expand", "collect"}
 
 
