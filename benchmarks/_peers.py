@@ -1,0 +1,234 @@
+"""One training run in this process, of ours or of another library, timed from the end of its first step to the last."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import TrainerCallback
+
+from dylora_moe.bases import load_base, load_tokenizer
+from dylora_moe.config import make_config
+from dylora_moe.data.batching import pad_token_id
+from dylora_moe.data.templates import set_template
+from dylora_moe.evaluate.load import load_trained
+from dylora_moe.train.run import train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one process trains.
+
+    Attributes:
+        base: Name of the base.
+        folder: With `train.jsonl` and `validation.jsonl`, conversations of a prompt and a completion.
+        work: Where to write.
+        library: `ours` or `trl`.
+        settings: Of that library, beside those that all have.
+        rank: Of the LoRA, or of each expert; alpha is twice that.
+        tokens: Real ones of the base's input after which the run ends, with the step.
+        batch: Rows of a step, where the library does not pack.
+        rate: Learning rate, constant.
+        max_length: Tokens of a row.
+        seed: Of the order and of the factors.
+    """
+
+    base: str
+    folder: str
+    work: str
+    library: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 6_000
+    rank: int = 16
+    batch: int = 8
+    rate: float = 2e-4
+    max_length: int = 1024
+    seed: int = 0
+
+
+class Clock(TrainerCallback):
+    """Takes the time at the end of each step, and counts the tokens that go into the base, those that fill up apart.
+
+    Both libraries train by transformers' Trainer, whose default callbacks this joins, so that both are timed alike:
+    loading batches, forward, backward and update, without start, evaluation and saving.
+    """
+
+    def __init__(self, pad_token_id: int, enough: int) -> None:
+        self.pad, self.enough = pad_token_id, enough
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+        self.tokens: list[int] = []
+        self.filled: list[int] = []
+        self._now = [0, 0]
+        self._hook: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        embeddings = getattr(model, "lm", model).get_input_embeddings()
+        self._hook = embeddings.register_forward_pre_hook(self._count)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.cpu.append(time.process_time())
+        self.wall.append(time.perf_counter())
+        self.tokens.append(self._now[0])
+        self.filled.append(self._now[1])
+        self._now = [0, 0]
+        if len(self.cpu) == 1:
+            forget_peak()
+        control.should_training_stop = sum(self.tokens) >= self.enough
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._hook.remove()
+
+    def _count(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            (ids,) = inputs
+            real = int((ids != self.pad).sum())
+            self._now[0] += real
+            self._now[1] += ids.numel() - real
+
+    def figures(self) -> dict[str, Any]:
+        """Of the steps after the first."""
+        tokens, filled = sum(self.tokens[1:]), sum(self.filled[1:])
+        cpu, wall = self.cpu[-1] - self.cpu[0], self.wall[-1] - self.wall[0]
+        return {
+            "steps": len(self.cpu),
+            "tokens": tokens,
+            "all_tokens": sum(self.tokens),
+            "filled_share": filled / max(tokens + filled, 1),
+            "cpu_s": cpu,
+            "wall_s": wall,
+            "tokens_per_cpu_s": tokens / cpu,
+            "tokens_per_s": tokens / wall,
+            "peak_bytes": peak(),
+        }
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory count from now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak() -> int:
+    """Most memory of this process in bytes, on a GPU what tensors held there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, and give the figures with the loss on the validation rows."""
+    transformers.logging.set_verbosity_error()
+    tokenizer = load_tokenizer(job.base)
+    set_template(tokenizer, None)
+    clock = Clock(pad_token_id(tokenizer), job.tokens)
+    callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
+    callbacks.append(clock)
+    model = {"ours": train_ours, "trl": train_trl}[job.library](job, tokenizer)
+    rows = [json.loads(line) for line in (Path(job.folder) / "validation.jsonl").read_text().splitlines()]
+    return {"job": asdict(job), **clock.figures(), "loss": validation_loss(model, tokenizer, rows)}
+
+
+def train_ours(job: Job, tokenizer: Any) -> Any:
+    """A mixture by `train`, as `dylora train` does."""
+    never = 1_000_000  # steps: nothing but training is to happen between the first and the last
+    config = make_config(
+        {
+            "base_model": job.base,
+            "output_dir": job.work,
+            "run_name": "peers",
+            "datasets": [{"path": job.folder, "domain": "code"}],
+            "max_length": job.max_length,
+            "lora_r": job.rank,
+            "lora_alpha": 2 * job.rank,
+            "lora_dropout": 0.0,
+            "batch_size": job.batch,
+            "learning_rate": job.rate,
+            "lr_scheduler_type": "constant",
+            "warmup_ratio": 0.0,
+            "num_epochs": 1,
+            "eval_steps": never,
+            "save_steps": never,
+            "logging_steps": never,
+            "sample_tokens": 1,
+            "seed": job.seed,
+            "bf16": False,
+            **job.settings,
+        }
+    )
+    train(config)
+    return load_trained(config.run_dir).model
+
+
+def train_trl(job: Job, tokenizer: Any) -> Any:
+    """One LoRA by TRL's trainer on PEFT."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    base = load_base(job.base, dtype=torch.float32)
+    lines = (Path(job.folder) / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    data = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": pair["prompt"]}],
+                "completion": [{"role": "assistant", "content": pair["completion"]}],
+            }
+            for pair in pairs
+        ]
+    )
+    settings: dict[str, Any] = {
+        "output_dir": job.work,
+        "per_device_train_batch_size": job.batch,
+        "learning_rate": job.rate,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "max_length": job.max_length,
+        "seed": job.seed,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+    }
+    trainer = SFTTrainer(
+        model=base.model,
+        args=SFTConfig(**(settings | dict(job.settings))),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    return trainer.model
+
+
+@torch.no_grad()
+def validation_loss(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> float:
+    """Nats per token of the completions and of what ends them, the same way for all."""
+    model.eval()
+    nats = tokens = 0.0
+    for row in rows:
+        asked = [{"role": "user", "content": row["prompt"]}]
+        whole = [*asked, {"role": "assistant", "content": row["completion"]}]
+        render: Callable[..., str] = tokenizer.apply_chat_template
+        prompt = render(asked, tokenize=False, add_generation_prompt=True)
+        text = render(whole, tokenize=False)
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
+        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, start - 1 : -1].float()
+        nats += float(torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum"))
+        tokens += ids.shape[1] - start
+    return nats / tokens
