@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dylora_moe.tuner import kernels
+from dylora_moe.tuner.kernels.trial import are_alike
 from dylora_moe.tuner.routing import make_dispatch
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -261,3 +262,8 @@ def test_serves_a_model_by_name(make_model: Any, batch: Any, monkeypatch: pytest
 def test_an_interpreter_is_never_taken_by_itself(make_model: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sys.modules["dylora_moe.tuner.kernels.triton"], "_launch")
     make_model(3)(**batch).loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_they_pass_the_trial_that_auto_asks_for(dtype: torch.dtype) -> None:
+    assert are_alike(kernels.triton, kernels.grouped, device=torch.device(DEVICE), dtype=dtype)

@@ -1,17 +1,26 @@
-"""Where the Triton kernels run, and where `auto` takes them: a matter of what is there, not of trying."""
+"""Where the Triton kernels run, and where `auto` takes them: where all they need is there, and a trial went well."""
 
+import logging
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dylora_moe.errors import TunerError
-from dylora_moe.tuner.kernels.triton import MOST_RANK
+from dylora_moe.tuner.kernels.grouped import grouped
+from dylora_moe.tuner.kernels.trial import are_alike
+from dylora_moe.tuner.kernels.triton import MOST_RANK, triton
+
+logger = logging.getLogger(__name__)
+
+Execute = Callable[..., Tensor]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST_CAPABILITY = (8, 0)  # what Triton itself supports
@@ -55,8 +64,26 @@ def is_automatic(dtype: torch.dtype, rank: int, machine: Machine) -> bool:
 
 
 def takes_triton(x: Tensor, rank: int) -> bool:
-    """`is_automatic` for a tensor at hand; triton is not imported for one outside a GPU."""
-    return x.is_cuda and is_automatic(x.dtype, rank, _machine_of(x.device))
+    """`is_automatic` for a tensor at hand, where a trial of the kernels went well.
+
+    Triton is not imported for a tensor outside a GPU.
+    """
+    if not (x.is_cuda and is_automatic(x.dtype, rank, _machine_of(x.device))):
+        return False
+    return isinstance(x, FakeTensor) or passes_trial(triton, grouped, x.device, x.dtype)
+
+
+@cache
+def passes_trial(one: Execute, other: Execute, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one execution does here what another does, tried once in a process; if not, the log says so."""
+    try:
+        passed = are_alike(one, other, device=device, dtype=dtype)
+        why = "its numbers are not those of grouped"
+    except Exception as error:  # of a compiler or driver: whatever it is, another execution serves
+        passed, why = False, f"{type(error).__name__}: {error}"
+    if not passed:
+        logger.warning("the Triton kernels are left aside on %s in %s: %s", device, dtype, why)
+    return passed
 
 
 def require_triton(x: Tensor, rank: int) -> None:
