@@ -81,7 +81,7 @@ class Clock(TrainerCallback):
         self._now = [0, 0]
         if len(self.cpu) == 1:
             forget_peak()
-        control.should_training_stop = sum(self.tokens) >= self.enough
+        control.should_training_stop = len(self.cpu) > 1 and sum(self.tokens) >= self.enough
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._hook.remove()

@@ -79,7 +79,7 @@ def shrink(
     Backward: rows are the output's gradient, the factor is B; the weights' gradient is the product with `raw`, and
     `low` becomes the gradient of `raw`.
     """
-    expert, first, end = _place(tl.program_id(0), offsets, num_experts, EXPERTS, BLOCK_SLOTS)
+    expert, first, end = _place(tl.program_id(0), offsets, num_experts, EXPERTS, BLOCK_SLOTS)  # pyright: ignore[reportGeneralTypeIssues]
     if expert >= num_experts:
         return
     slot = first + tl.arange(0, BLOCK_SLOTS)
@@ -142,7 +142,7 @@ def expand(
 
     Only of each token's slot number `choice`: in one launch no two slots meet at a token.
     """
-    expert, first, end = _place(tl.program_id(0), offsets, num_experts, EXPERTS, BLOCK_SLOTS)
+    expert, first, end = _place(tl.program_id(0), offsets, num_experts, EXPERTS, BLOCK_SLOTS)  # pyright: ignore[reportGeneralTypeIssues]
     if expert >= num_experts:
         return
     slot = first + tl.arange(0, BLOCK_SLOTS)
