@@ -38,7 +38,7 @@ def test_rows_are_whole_and_on_one_side_each(rows: Path) -> None:
     assert all(prompt.endswith("\nriver") for side in sides for prompt in side)
 
 
-@pytest.mark.parametrize("library", ["ours", "trl"])
+@pytest.mark.parametrize("library", ["ours", pytest.param("trl", marks=pytest.mark.slow)])
 def test_a_library_trains_until_it_has_read_enough(
     peers: ModuleType, rows: Path, tiny_base: Path, tmp_path: Path, library: str
 ) -> None:
