@@ -143,11 +143,33 @@ def loss(name: str) -> str:
     return "\n\n".join([table(head, rows), bars_of(report["bars"]), measured(name, report["environment"])])
 
 
+def peers(name: str) -> str:
+    """Training end to end."""
+    report = read(name)
+    others = list(next(iter(report["summary"].values()))["times_as_fast_as"])
+    rows = [
+        [
+            contender,
+            f"{each['tokens_per_cpu_s']:.1f}",
+            *(f"{each['times_as_fast_as'][other]:.2f}" for other in others),
+            f"{each['filled_share']:.0%}",
+            f"{each['peak_bytes'] / 1e9:.2f}",
+            f"{each['loss']:.3f}",
+        ]
+        for contender, each in report["summary"].items()
+    ]
+    head = ["", "tokens a CPU s", *(f"times {other}" for other in others), "filled up", "peak, GB", "loss"]
+    where = measured(name, report["environment"] | {"threads": report["settings"]["threads"]})
+    void = "" if not report["void"] else f" Void: {'; '.join(report['void'])}."
+    return "\n\n".join([table(head, rows), bars_of(report["bars"]), where + void])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "step": lambda: step("step-tiny-64"),
     "growth": growth,
     "decode": lambda: decode("decode"),
     "loss": lambda: loss("loss"),
+    "peers": lambda: peers("train-vs-peers"),
 }
 
 
