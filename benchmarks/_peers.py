@@ -136,7 +136,8 @@ def run(job: Job) -> dict[str, Any]:
     callbacks.append(clock)
     model = {"ours": train_ours, "trl": train_trl}[job.library](job, tokenizer)
     rows = [json.loads(line) for line in (Path(job.folder) / "validation.jsonl").read_text().splitlines()]
-    return {"job": asdict(job), **clock.figures(), "loss": validation_loss(model, tokenizer, rows)}
+    told = {name: value for name, value in asdict(job).items() if name not in ("folder", "work")}
+    return {"job": told, **clock.figures(), "loss": validation_loss(model, tokenizer, rows)}
 
 
 def train_ours(job: Job, tokenizer: Any) -> Any:
