@@ -2,13 +2,16 @@
 # make test         environment and all tests that need no long run
 # make check        format, lint, types, import layers, tests: what CI runs
 # make slow         the long tests, too
+# make docs         the pages of docs/ as a site, build/docs/index.html
+# make links        asks every other site that the pages link to
+# make newcomer     every command of README.md and the tutorials, in order, on a fresh clone; about an hour
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test slow check clean
+.PHONY: quickstart test slow check docs links newcomer clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dylora train recipes/quickstart.yaml
@@ -27,6 +30,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(MAKE) test
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+links: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/links
+
+newcomer:
+	$(PYTHON) scripts/newcomer.py
+
 # torch first and alone: where a CPU build of the pinned version is at hand, pip takes it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,harness]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,docs,harness]"
 	touch $@
 
 clean:

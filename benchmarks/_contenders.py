@@ -89,8 +89,23 @@ SHAPES = {
             "num_key_value_heads": 3,
         },
     ),
+    "llama-1b": Shape(
+        layers=16,
+        config_class=LlamaConfig,
+        model_class=LlamaForCausalLM,
+        sizes={
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+        },
+    ),
 }
-"""tiny: a Llama of 26 M parameters; gemma: the shape of Gemma-3-270M; smollm2: that of SmolLM2-135M."""
+"""tiny: a Llama of 26 M parameters; gemma: the shape of Gemma-3-270M; smollm2: that of SmolLM2-135M; llama-1b: that of
+Llama-3.2-1B, for GPUs."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +121,17 @@ class Batch:
         # 0 is the padding token of some bases, whose embedding is zero.
         ids = torch.randint(1, vocab, (rows, tokens), generator=generator)
         prompt = (torch.arange(tokens) < tokens // 2).expand(rows, tokens)
-        return cls(input_ids=ids, prompt=prompt)
+        return cls(input_ids=ids.to(DEVICE), prompt=prompt.to(DEVICE))
 
     @property
     def predicting(self) -> Tensor:
         """Positions whose next token is labelled, the same in every row."""
         tokens = self.input_ids.shape[1]
-        return torch.arange(tokens // 2 - 1, tokens - 1)
+        return torch.arange(tokens // 2 - 1, tokens - 1, device=DEVICE)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Mean cross entropy of the labelled tokens."""
-        return F.cross_entropy(logits.flatten(0, 1), self.input_ids[:, self.predicting + 1].flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), self.input_ids[:, self.predicting + 1].flatten())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +171,11 @@ class Contender:
 
 
 class Workshop:
-    """Builds contenders over one base and one batch."""
+    """Builds contenders over one base and one batch, on a GPU where there is one: the base in bfloat16 there."""
 
     def __init__(self, shape: str, *, rows: int, tokens: int, seed: int, layers: int | None = None) -> None:
         torch.manual_seed(seed)
-        self.base = SHAPES[shape].build(layers).requires_grad_(False)
+        self.base = SHAPES[shape].build(layers).requires_grad_(False).to(DEVICE, _DTYPE)
         self.base.config.use_cache = False
         vocab = self.base.config.vocab_size
         self.batch = Batch.draw(rows, tokens, vocab, torch.Generator().manual_seed(seed))
@@ -255,7 +270,7 @@ class Workshop:
         """The model of another contender, its logits shifted so that some experts get no token."""
         model = ours.model
         assert isinstance(model, DyLoraModel)
-        bias = torch.zeros(ours.experts)
+        bias = torch.zeros(ours.experts, device=DEVICE)
         bias[slice(1, None) if load == "collapsed" else slice(1, None, 2)] = -50.0
         (router,) = model.routers.values()
 
@@ -270,7 +285,7 @@ class Workshop:
             return go
 
         forwards = [shifted(run) for run in ours.timed.forwards]
-        timed = Timed(forwards=forwards, optimizer=ours.timed.optimizer)
+        timed = Timed(forwards=forwards, optimizer=ours.timed.optimizer, device=DEVICE)
         return replace(ours, name=f"{ours.name}, {load}", style=load, timed=timed)
 
     def _base(self) -> PreTrainedModel:
@@ -288,8 +303,9 @@ class Workshop:
         batch, given = self.batch, {key: value for key, value in extra.items() if value is not None}
 
         def run() -> Tensor:
-            keep = batch.predicting
-            return batch.loss(model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep, **given).logits)
+            with torch.autocast(DEVICE.type, _DTYPE, enabled=DEVICE.type == "cuda"):
+                out = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.predicting, **given)
+            return batch.loss(out.logits)
 
         return run
 
@@ -321,7 +337,7 @@ class Workshop:
             top_k=top_k,
             rank=rank,
             model=model,
-            timed=Timed(forwards=forwards, optimizer=optimizer),
+            timed=Timed(forwards=forwards, optimizer=optimizer, device=DEVICE),
             trainable=sum(p.numel() for p in trained),
         )
 

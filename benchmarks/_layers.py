@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -68,6 +69,8 @@ class Layer:
     module: nn.Module
     given: tuple[Tensor, ...]
     """Input, gradient and what was decided: there anyway, not saved by the layer."""
+    decision: Decision | None = None
+    """What it follows; None where nothing is routed."""
     is_auto: bool = False
     """Whether this is what `auto` takes here."""
 
@@ -129,6 +132,43 @@ class Bench:
             layers.append(layer)
         return layers
 
+    def gradient_off(self, layer: Layer) -> float | None:
+        """Largest difference of a gradient to the reference loop in float64, by the largest value of that gradient.
+
+        Of the input, the weights of the decision and all factors; None where nothing is routed.
+        """
+        if layer.decision is None:
+            return None
+        assert isinstance(layer.module, RoutedLinear)
+        slow = deepcopy(layer.module).double()
+        found = self._gradients(layer.module, layer.decision)
+        expected = self._gradients(slow, layer.decision)
+        off = [
+            float((found[name].double() - wanted).abs().max() / wanted.abs().max())
+            for name, wanted in expected.items()
+            if bool(wanted.any()) or bool(found[name].any())  # an expert without a token has none by both
+        ]
+        return max(off)
+
+    def _gradients(self, module: RoutedLinear, decision: Decision) -> dict[str, Tensor]:
+        x = self._x.detach().to(next(module.base_layer.parameters()).dtype).requires_grad_()
+        weights = decision.weights.detach().to(x).requires_grad_()
+        of_token = weights if decision.unit_of_token is None else weights[decision.unit_of_token]
+        assert decision.dispatch is not None
+        slots = of_token.reshape(-1).index_select(0, decision.dispatch.slot_order)
+        state, module.routing = module.routing, RoutingState()
+        module.routing.decisions[None] = replace(decision, weights=weights, slot_weights=slots)
+        (module(x) * self._grad.to(x)).sum().backward()
+        module.routing = state
+        assert x.grad is not None and weights.grad is not None
+        found = {"x": x.grad, "weights": weights.grad}
+        for name in module.expert_names:
+            for factor, (parameter, place) in module.trained_parts(name).items():
+                assert parameter.grad is not None
+                found[f"{factor} of {name}"] = parameter.grad if place is None else parameter.grad[place]
+        module.zero_grad(set_to_none=True)
+        return found
+
     def _draw(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._random)
 
@@ -185,7 +225,7 @@ class Bench:
             return (module(self._x) * self._grad).sum()
 
         timed = TimedLayer(forwards=[forward], optimizer=torch.optim.SGD(leaves, lr=0.0), device=self.device)
-        return Layer(module=module, timed=timed, given=tuple(given), **fields)
+        return Layer(module=module, timed=timed, given=tuple(given), decision=decision, **fields)
 
 
 class _Counter(TorchDispatchMode):

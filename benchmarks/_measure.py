@@ -1,11 +1,14 @@
 """Measuring training steps: interleaved CPU time, bytes saved for backward, a line through the times, the machine."""
 
 import gc
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 Forward = Callable[[], Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,23 +32,43 @@ class Timed:
     optimizer: torch.optim.Optimizer
     max_repeats: int | None = None
     """Timed in this many rounds only, for what is slow and whose ratio is known roughly anyway."""
+    device: torch.device = CPU
     seconds: list[tuple[float, float, float]] = field(default_factory=list)
-    """CPU time of forward, backward, and optimizer step with zero_grad, for each repeat."""
+    """Of forward, backward, and optimizer step with zero_grad, for each repeat, as `now` counts them."""
 
     def step(self) -> tuple[float, float, float]:
-        """One whole training step; returns CPU seconds of its three phases."""
+        """One whole training step; returns the seconds of its three phases."""
         forward = backward = 0.0
         for run in self.forwards:
-            start = time.process_time()
+            start = now(self.device)
             loss = run()
-            between = time.process_time()
+            between = now(self.device)
             loss.backward()
-            backward += time.process_time() - between
+            backward += now(self.device) - between
             forward += between - start
-        start = time.process_time()
+        start = now(self.device)
+        self._update()
+        return forward, backward, now(self.device) - start
+
+    def _update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return forward, backward, time.process_time() - start
+
+    def synchronisations(self) -> int | None:
+        """How often a step makes the host wait for the GPU; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.synchronize(self.device)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                for run in self.forwards:
+                    run().backward()
+                self._update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in found)
 
     @property
     def totals(self) -> list[float]:
@@ -132,6 +157,26 @@ def saved_bytes(forward: Forward, *, not_counted: Iterable[Tensor], side: Callab
     return sum(storages.values())
 
 
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of one large product of matrices, the most of five tries: the roof that training is under."""
+    size = 8192 if device.type == "cuda" else 2048
+    one, other = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        start = now(device)
+        torch.mm(one, other)
+        seconds.append(now(device) - start)
+    return 2 * size**3 / min(seconds)
+
+
+def now(device: torch.device) -> float:
+    """Seconds: CPU time of this process, or on a GPU the time of day when all that it was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
 def environment(root: Path) -> dict[str, Any]:
     """Versions, revision, processor, load: what a reader needs to judge a figure."""
     return {
@@ -142,9 +187,29 @@ def environment(root: Path) -> dict[str, Any]:
         "uncommitted_changes": bool(_git(root, "status", "--porcelain", "--", "src", "benchmarks")),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
+
+
+def finish(report: dict[str, Any], judged: Sequence[bool], out: Path | None, console: Console) -> None:
+    """Complete a report, write it, and leave with code 2 where a self-check failed.
+
+    Args:
+        report: Has an `environment`; changed.
+        judged: Whether each self-check passed; none in a quick run, which proves nothing.
+        out: File to write, or None.
+        console: Where to say so.
+    """
+    # Known only now: whoever else ran meanwhile shows here.
+    report["environment"]["load_average_at_end"] = list(os.getloadavg())
+    report["valid"] = all(judged) if judged else None
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if report["valid"] is False:
+        console.print("VOID: a self-check failed, so these figures prove nothing. Run again on a quiet machine.")
+        sys.exit(2)
 
 
 def _git(root: Path, *args: str) -> str | None:

@@ -1,7 +1,6 @@
 """One training run in this process, of ours or of another library, timed from the end of its first step to the last."""
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,15 +9,20 @@ from typing import Any
 
 import torch
 import transformers
+from _measure import product_rate
+from _memory import forget_peak, peak
 from torch import Tensor
 from transformers import TrainerCallback
 
-from dylora_moe.bases import load_base, load_tokenizer
+from dylora_moe.bases import load_base, load_tokenizer, resolve_base
 from dylora_moe.config import make_config
 from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.templates import set_template
 from dylora_moe.evaluate.load import load_trained
 from dylora_moe.train.run import train
+
+ON_GPU = torch.cuda.is_available()
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,7 @@ class Job:
         base: Name of the base.
         folder: With `train.jsonl` and `validation.jsonl`, conversations of a prompt and a completion.
         work: Where to write.
-        library: `ours` or `trl`.
+        library: `ours`, `trl`, or `unsloth`, which needs a GPU.
         settings: Of that library, beside those that all have.
         rank: Of the LoRA, or of each expert; alpha is twice that.
         tokens: Real ones of the base's input after which the run ends, with the step.
@@ -110,22 +114,6 @@ class Clock(TrainerCallback):
         }
 
 
-def forget_peak() -> None:
-    """Let the peak of this process's memory count from now."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak() -> int:
-    """Most memory of this process in bytes, on a GPU what tensors held there."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
 def run(job: Job) -> dict[str, Any]:
     """Train, and give the figures with the loss on the validation rows."""
     transformers.logging.set_verbosity_error()
@@ -134,10 +122,33 @@ def run(job: Job) -> dict[str, Any]:
     clock = Clock(pad_token_id(tokenizer), job.tokens)
     callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
     callbacks.append(clock)
-    model = {"ours": train_ours, "trl": train_trl}[job.library](job, tokenizer)
+    model = {"ours": train_ours, "trl": train_trl, "unsloth": train_unsloth}[job.library](job, tokenizer)
     rows = [json.loads(line) for line in (Path(job.folder) / "validation.jsonl").read_text().splitlines()]
     told = {name: value for name, value in asdict(job).items() if name not in ("folder", "work")}
-    return {"job": told, **clock.figures(), "loss": validation_loss(model, tokenizer, rows)}
+    figures = clock.figures()
+    return {
+        "job": told,
+        **figures,
+        "roof_share": roof_share(job, figures, model),
+        "loss": validation_loss(model, tokenizer, rows),
+    }
+
+
+def roof_share(job: Job, figures: Mapping[str, Any], model: Any) -> float:
+    """FLOP a second that training needs at the least, over those of a large product.
+
+    A real token of a LoRA's step takes 2 P forward and 2 P backward, and 2 P more where the forward pass is made anew;
+    P are the base's weights, embeddings only where they are the head, too. A loss of labelled tokens alone and layers
+    below the tap take less, which this counts as if it were speed.
+    """
+    base = getattr(model, "lm", model)
+    apart = base.get_input_embeddings().weight is not base.get_output_embeddings().weight
+    adapters = ("lora_", "packed_")
+    weights = sum(each.numel() for name, each in base.named_parameters() if not any(part in name for part in adapters))
+    weights -= base.get_input_embeddings().weight.numel() if apart else 0
+    again = job.settings.get("gradient_checkpointing", job.library != "ours")
+    rate = figures["tokens_per_s" if ON_GPU else "tokens_per_cpu_s"]
+    return (6 if again else 4) * weights * rate / product_rate(base.device, DTYPE)
 
 
 def train_ours(job: Job, tokenizer: Any) -> Any:
@@ -163,7 +174,7 @@ def train_ours(job: Job, tokenizer: Any) -> Any:
             "logging_steps": never,
             "sample_tokens": 1,
             "seed": job.seed,
-            "bf16": False,
+            "bf16": ON_GPU,
             **job.settings,
         }
     )
@@ -173,12 +184,37 @@ def train_ours(job: Job, tokenizer: Any) -> Any:
 
 def train_trl(job: Job, tokenizer: Any) -> Any:
     """One LoRA by TRL's trainer on PEFT."""
-    from datasets import Dataset
     from peft import LoraConfig
+
+    base = load_base(job.base, dtype=DTYPE)
+    lora = LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return _by_sft_trainer(job, tokenizer, base.model, peft_config=lora)
+
+
+def train_unsloth(job: Job, tokenizer: Any) -> Any:
+    """One LoRA by Unsloth, which changes transformers, PEFT and TRL and so is imported before them all."""
+    from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]
+
+    model, _ = FastLanguageModel.from_pretrained(
+        resolve_base(job.base).path_or_id, max_seq_length=job.max_length, dtype=DTYPE, load_in_4bit=False
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=job.rank,
+        lora_alpha=2 * job.rank,
+        lora_dropout=0.0,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        use_gradient_checkpointing=job.settings.get("gradient_checkpointing", True),
+        random_state=job.seed,
+    )
+    return _by_sft_trainer(job, tokenizer, model)
+
+
+def _by_sft_trainer(job: Job, tokenizer: Any, model: Any, **more: Any) -> Any:
+    from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    base = load_base(job.base, dtype=torch.float32)
     lines = (Path(job.folder) / "train.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     data = Dataset.from_list(
@@ -202,16 +238,11 @@ def train_trl(job: Job, tokenizer: Any) -> Any:
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
+        "use_cpu": not ON_GPU,
+        "bf16": ON_GPU,
     }
-    trainer = SFTTrainer(
-        model=base.model,
-        args=SFTConfig(**(settings | dict(job.settings))),
-        train_dataset=data,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    args = SFTConfig(**(settings | dict(job.settings)))
+    trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, **more)
     trainer.train()
     return trainer.model
 

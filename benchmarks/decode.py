@@ -7,8 +7,8 @@ random weights of true shapes, which cost what trained ones do. Run with --help 
 
 import json
 import sys
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 import torch
 from _contenders import SHAPES, Workshop
-from _measure import environment
+from _measure import environment, now
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -35,26 +35,25 @@ class Writer:
 
     name: str
     model: nn.Module
+    merged: str | None = None
+    """Expert whose products are in the base's weights meanwhile."""
     seconds: list[float] = field(default_factory=list)
 
     @torch.no_grad()
     def write(self, prompts: Tensor, tokens: int) -> tuple[float, Tensor]:
         """Seconds of all tokens but the first, which the prompt's pass gives; and what was written."""
+        with self.model.merged(self.merged) if self.merged else nullcontext():  # pyright: ignore
+            return self._write(prompts, tokens)
+
+    def _write(self, prompts: Tensor, tokens: int) -> tuple[float, Tensor]:
         model: Callable[..., Any] = self.model
         out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
         written = [out.logits[:, -1].argmax(-1, keepdim=True)]
-        start = _now(prompts.device)
+        start = now(prompts.device)
         for _ in range(tokens - 1):
             out = model(input_ids=written[-1], past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
             written.append(out.logits[:, -1].argmax(-1, keepdim=True))
-        return _now(prompts.device) - start, torch.cat(written, 1)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+        return now(prompts.device) - start, torch.cat(written, 1)
 
 
 def writers(workshop: Workshop, counts: tuple[int, ...], rows: int) -> list[Writer]:
@@ -64,6 +63,8 @@ def writers(workshop: Workshop, counts: tuple[int, ...], rows: int) -> list[Writ
         for granularity in get_args(Granularity) if experts > 1 else ("sequence",):
             ours = workshop.ours(experts, granularity=granularity)
             found.append(Writer(name=_name(experts, granularity), model=ours.model))
+    merged = f"{found[-1].name}, one expert merged"
+    found.append(Writer(name=merged, model=found[-1].model, merged="expert_0"))
     for writer in found:
         writer.model.eval()
     return found

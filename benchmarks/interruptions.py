@@ -2,12 +2,15 @@
 
 Starts `dylora train` as a process of its own, ends it by a signal at a random moment, starts it again, so many times,
 then lets it finish; and compares experts, router, metrics, routing, samples and result with those of a run that was
-left alone. Run with --help for the settings.
+left alone. With --wipe the local disk, run folder and cache, is lost after some of them, and the run goes on from its
+remote folder. Run with --help for the settings.
 """
 
 import json
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +47,7 @@ HARD = {
 CLOCKS = {"seconds", "tokens_per_second", "memory_gb", "memory_share", "run"}
 
 
-def write_recipe(folder: Path, name: str, steps: int, kind: str) -> list[str]:
+def write_recipe(folder: Path, name: str, steps: int, kind: str, **more: str) -> list[str]:
     """The command that trains on a small random base, three domains, packing, accumulation and dropout on."""
     base, rows = folder / "base", folder / "rows"
     if not base.exists():
@@ -52,7 +55,7 @@ def write_recipe(folder: Path, name: str, steps: int, kind: str) -> list[str]:
         write_base(base)
         write_rows(rows)
     paths = {path.stem: path for path in sorted(rows.iterdir())}
-    values = settings(base, paths, folder) | HARD | KINDS[kind] | {"max_steps": steps, "run_name": name}
+    values = settings(base, paths, folder) | HARD | KINDS[kind] | {"max_steps": steps, "run_name": name} | more
     recipe = folder / f"{name}.yaml"
     recipe.write_text(json.dumps(values), encoding="utf-8")
     return [sys.executable, "-c", "from dylora_moe.cli.main import main; main()", "train", str(recipe)]
@@ -89,19 +92,39 @@ def outcome(run: RunDir) -> dict[str, Any]:
     return kept
 
 
-def torture(kind: str, number: str, times: int, steps: int, seed: int, console: Console) -> dict[str, Any]:
-    """One run left alone and one that is ended so many times, compared."""
+def start_s3() -> str:
+    """The address of a folder on a server of this process that speaks S3, for the processes that it starts."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    return "s3://bucket/runs"
+
+
+def torture(
+    kind: str, number: str, times: int, steps: int, seed: int, console: Console, *, wipes: int = 0, remote: str = ""
+) -> dict[str, Any]:
+    """One run left alone and one that is ended so many times, compared; the disk is lost after some of them."""
     draw = random.Random(f"{kind}/{number}/{seed}")
+    planned, wiped = draw.sample(range(times), wipes), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["DYLORA_CACHE"] = str(folder / "cache")
         began = time.monotonic()
         code, text = live(write_recipe(folder, "whole", steps, kind), None, "", 0)
         assert code == 0, text
         alone = time.monotonic() - began
-        whole, run, codes, before = RunDir(folder / "whole"), RunDir(folder / "ended"), [], 0
+        whole, run, codes, before, fetched = RunDir(folder / "whole"), RunDir(folder / "ended"), [], 0, 0
         lines = whole.read_lines(METRICS)
         training = lines[-1]["seconds"] - lines[0]["seconds"]
-        arguments = write_recipe(folder, "ended", steps, kind)
+        mirror = {"remote_dir": f"{remote or f'file://{folder}/remote'}/{kind}/{number}"} if wipes or remote else {}
+        arguments = write_recipe(folder, "ended", steps, kind, **mirror)
         while len(codes) < times:
             # One in five anywhere in the start, the others in a part of the training that lets the run get on.
             early = draw.random() < 0.2
@@ -111,12 +134,19 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
                 break
             codes.append(code)
             before += "Training for" not in text
+            fetched += "Fetched, " in text
             newest = max((path.name for path in (run / "checkpoints").glob("step-*")), default="none")
             console.print(
                 f"{kind} {number} {len(codes)}: exit code {code}, newest checkpoint {newest}", highlight=False
             )
+            if len(codes) - 1 in planned:
+                wiped += 1
+                console.print("the disk is lost", highlight=False)
+                for lost in (run.path, folder / "cache"):
+                    shutil.rmtree(lost, ignore_errors=True)
         code, text = live(arguments, None, "", 0)  # to its end, or that it is at its end
         assert code == 0, text
+        fetched += "Fetched, " in text
         one, other = outcome(whole), outcome(run)
         return {
             "kind": kind,
@@ -124,6 +154,7 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
             "times": len(codes),
             "steps": steps,
             "before_training": before,
+            **({"wiped": wiped, "fetched": fetched, "remote": (remote or "file").partition(":")[0]} if mirror else {}),
             "exit_codes": sorted(set(codes)),
             "seconds_alone": round(alone, 1),
             "compared": len(one),
@@ -137,13 +168,19 @@ def torture(kind: str, number: str, times: int, steps: int, seed: int, console: 
 @click.option("--seed", default=0, show_default=True)
 @click.option("--kinds", default=",".join(KINDS), show_default=True)
 @click.option("--signals", default=",".join(SIGNALS), show_default=True)
+@click.option("--wipe", default=0, show_default=True, help="After so many of the signals the disk is lost.")
+@click.option(
+    "--remote", default="", help="Address of the remote folder, or s3 for a server here; else another folder."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(times: int, steps: int, seed: int, kinds: str, signals: str, output: Path | None) -> None:
+def main(
+    times: int, steps: int, seed: int, kinds: str, signals: str, wipe: int, remote: str, output: Path | None
+) -> None:
     console = Console(stderr=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = []
+    results, remote = [], start_s3() if remote == "s3" else remote
     for kind, number in product(kinds.split(","), signals.split(",")):
-        results.append(torture(kind, number, times, steps, seed, console))
+        results.append(torture(kind, number, times, steps, seed, console, wipes=wipe, remote=remote))
         console.print(results[-1], highlight=False)
     table = Table(
         "run", "signal", "times", "of them before training", "exit codes", "files and records compared", "different"

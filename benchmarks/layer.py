@@ -4,12 +4,12 @@ Run `python benchmarks/layer.py --help`. On a CPU seconds are those of one threa
 CUDA events. Exit code 2 means that the self-check failed and the figures are void.
 """
 
-import json
-import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 import torch
 from _layers import Bench, Layer, operations
-from _measure import environment, interleave, ratios, saved_bytes, spread
+from _measure import environment, finish, interleave, ratios, saved_bytes, spread
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -26,7 +26,8 @@ from dylora_moe.tuner import kernels
 from dylora_moe.tuner.config import Execution, Granularity
 
 _ROOT = Path(__file__).resolve().parents[1]
-_ROW_TOKENS = 128
+
+_GRADIENT_BAR = 1e-5  # in float32; a GPU takes bfloat16 here, whose products have three digits
 
 SHAPES = {
     "smollm2-up": (576, 1536),
@@ -43,7 +44,8 @@ class Settings:
     """What a run was asked to do."""
 
     shapes: tuple[str, ...]
-    tokens: int
+    batches: tuple[tuple[int, int], ...]
+    """Rows, and tokens of each."""
     experts: tuple[int, ...]
     ranks: tuple[int, ...]
     top_k: tuple[int, ...]
@@ -54,21 +56,22 @@ class Settings:
     seed: int
 
 
-def measure(shape: str, rank: int, settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Time all layers of one shape and rank against each other."""
-    rows = max(settings.tokens // _ROW_TOKENS, 1)
+def measure(shape: str, rank: int, batch: tuple[int, int], settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Time all layers of one shape, rank and batch against each other."""
+    rows, tokens = batch
     inputs, outputs = SHAPES[shape]
     bench = Bench(
         inputs,
         outputs,
         rows=rows,
-        tokens=settings.tokens // rows,
+        tokens=tokens,
         rank=rank,
         seed=settings.seed,
         device=settings.device,
     )
     layers = list(_layers(bench, settings))
-    task = progress.add_task(f"{shape}, r={rank}", total=len(layers) * (settings.warmups + settings.repeats))
+    total = len(layers) * (settings.warmups + settings.repeats)
+    task = progress.add_task(f"{shape}, {rows} x {tokens} tokens, r={rank}", total=total)
     interleave(
         [layer.timed for layer in layers],
         warmups=settings.warmups,
@@ -76,13 +79,14 @@ def measure(shape: str, rank: int, settings: Settings, progress: Progress) -> di
         progress=lambda: progress.advance(task),
     )
     references = [layer.timed.totals for layer in layers if layer.execution == "peft"]
-    records = [_record(layer, references) for layer in layers]
+    records = [_record(layer, references) | {"gradient_off": bench.gradient_off(layer)} for layer in layers]
     first, again = (record["ratio"]["paired"] for record in records if record["execution"] == "peft")
     return {
         "shape": shape,
         "features": [inputs, outputs],
         "rank": rank,
         "rows": rows,
+        "tokens": tokens,
         "layers": records,
         "again": again / first,
         "valid": None if settings.quick else is_sound(again / first),
@@ -157,12 +161,14 @@ def contests(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def show(result: dict[str, Any], settings: Settings, console: Console) -> None:
-    """Print the table of one shape and rank."""
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the table of one shape, rank and batch."""
     inputs, outputs = result["features"]
-    title = f"{result['shape']}: {inputs} -> {outputs}, {settings.tokens} tokens, r={result['rank']}"
+    batch = f"{result['rows']} rows of {result['tokens']} tokens"
+    title = f"{result['shape']}: {inputs} -> {outputs}, {batch}, r={result['rank']}"
     table = Table(title=title)
-    for column in ("", "median ms", "forward", "backward", "spread", "ratio", "operations", "launches", "saved KiB"):
+    times = ("median ms", "forward", "backward", "spread", "ratio")
+    for column in ("", *times, "operations", "launches", "saved KiB", "off"):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for record in result["layers"]:
         table.add_row(
@@ -173,6 +179,7 @@ def show(result: dict[str, Any], settings: Settings, console: Console) -> None:
             str(record["operations"]),
             str(record["triton_launches"] or ""),
             f"{record['saved_bytes'] / 2**10:.0f}",
+            "" if record["gradient_off"] is None else f"{record['gradient_off']:.0e}",
         )
     console.print(table)
     for contest in result["contests"]:
@@ -191,6 +198,13 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
     if found[0] < 1:
         raise click.BadParameter(f"must be at least 1, got {value!r}.")
     return found
+
+
+def _batches(context: click.Context, option: click.Parameter, value: str) -> tuple[tuple[int, int], ...]:
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in value.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"must be rows by tokens between commas, as 8x128,2x512, got {value!r}.")
+    return tuple((int(each[1]), int(each[2])) for each in found if each)
 
 
 def _names(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -218,7 +232,7 @@ def _hardware(device: str) -> dict[str, Any]:
 
 @click.command()
 @click.option("--shapes", default="smollm2-up,gemma-up,llama-1b-o", callback=_names, help=f"Of {', '.join(SHAPES)}.")
-@click.option("--tokens", default=1024, show_default=True, help=f"Tokens, in rows of {_ROW_TOKENS}.")
+@click.option("--batches", default="8x128", show_default=True, callback=_batches, help="Rows by tokens of each.")
 @click.option("--experts", default="1,2,4,8,16,32,64", show_default=True, callback=_numbers, help="Values of N.")
 @click.option("--ranks", default="8,16,64", show_default=True, callback=_numbers)
 @click.option("--top_k", default="1,2", show_default=True, callback=_numbers, help="Experts a token.")
@@ -232,7 +246,7 @@ def main(out: Path | None, **options: Any) -> None:
     """Measure one adapted Linear, forward and backward, by each execution."""
     torch.set_num_threads(1)
     if options["quick"]:
-        options |= {"shapes": ("smollm2-up",), "tokens": 64, "experts": (1, 2, 4), "ranks": (8,), "repeats": 1}
+        options |= {"shapes": ("smollm2-up",), "batches": ((4, 16),), "experts": (1, 2, 4), "ranks": (8,), "repeats": 1}
     settings = Settings(**options)
     if any(1 < experts < max(settings.top_k) for experts in settings.experts):
         raise click.BadParameter(f"top_k must be at most every N above 1, got {max(settings.top_k)}.")
@@ -245,20 +259,17 @@ def main(out: Path | None, **options: Any) -> None:
     }
     with Progress(console=console, transient=True) as progress:
         for shape in settings.shapes:
-            for rank in settings.ranks:
-                result = measure(shape, rank, settings, progress)
+            for rank, batch in product(settings.ranks, settings.batches):
+                result = measure(shape, rank, batch, settings, progress)
                 result["contests"] = contests(result)
-                show(result, settings, console)
+                show(result, console)
                 report["results"].append(result)
-    # Known only now: whoever else ran meanwhile shows here.
-    report["environment"]["load_average_at_end"] = list(os.getloadavg())
-    judged = [result["valid"] for result in report["results"] if result["valid"] is not None]
-    report["valid"] = all(judged) if judged else None
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if report["valid"] is False:
-        console.print("VOID: a self-check failed, so these figures prove nothing. Run again on a quiet machine.")
-        sys.exit(2)
+    off = [each["gradient_off"] or 0.0 for result in report["results"] for each in result["layers"]]
+    most = max(off, default=0.0)
+    name = "gradients off the reference"
+    report["bars"] = [{"name": name, "limit": _GRADIENT_BAR, "value": most, "passed": most <= _GRADIENT_BAR}]
+    console.print(f"{'PASS' if most <= _GRADIENT_BAR else 'FAIL'} {name}: {most:.1e} (<= {_GRADIENT_BAR})")
+    finish(report, [result["valid"] for result in report["results"] if result["valid"] is not None], out, console)
 
 
 if __name__ == "__main__":

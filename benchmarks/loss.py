@@ -7,10 +7,8 @@ given back as soon as it is freed. Run with --help for the settings.
 
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -19,7 +17,8 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
-from _measure import environment
+from _measure import environment, now
+from _memory import GIVING_BACK, forget_peak, peak
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,7 +28,6 @@ from dylora_moe.tuner.head import Head
 _ROOT = Path(__file__).resolve().parents[1]
 FULL, CHUNKED, OURS = "full logits", "PyTorch, in chunks", "ours"
 TIME_BAR, PEAK_BAR = 1.1, 0.15
-_GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -68,36 +66,19 @@ class Case:
     def run(self, name: str) -> tuple[float, Tensor, Tensor]:
         """Seconds, loss, and gradient."""
         hidden = self.hidden.clone().requires_grad_()
-        start = self._now()
+        start = now(self.hidden.device)
         loss = LOSSES[name](hidden, self.weight, self.labels)
         loss.backward()
-        seconds = self._now() - start
+        seconds = now(self.hidden.device) - start
         assert hidden.grad is not None
         return seconds, loss.detach(), hidden.grad
-
-    def _now(self) -> float:
-        if self.hidden.is_cuda:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
 
 
 def peak_of(case: Case, name: str) -> int:
     """Most bytes above those held before; on a CPU in a process that does nothing else."""
-    if case.hidden.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case.run(name)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
+    before = forget_peak()
     case.run(name)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    return peak() - before
 
 
 def measure(sizes: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -125,7 +106,7 @@ def measure(sizes: dict[str, Any], repeats: int) -> dict[str, Any]:
 
 def peak_in_a_process(sizes: dict[str, Any], name: str) -> int:
     command = [sys.executable, __file__, "--peak", json.dumps(sizes | {"name": name})]
-    environment = os.environ | _GIVING_BACK | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | GIVING_BACK | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 

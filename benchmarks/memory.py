@@ -1,8 +1,9 @@
 """The most memory that training holds, beside one stock PEFT LoRA: each contender in a process of its own.
 
-The peak counts from the end of the first step, when the optimizer has its moments. More experts have more weights,
-gradients and moments, 16 bytes a parameter in float32; these are taken off before the ratio, since every way to train
-so many experts has them. Run with --help for the settings.
+The peak counts from the end of the first step, when the optimizer has its moments, and leaves out what the interpreter
+and its libraries hold before a model is made. More experts have more weights, gradients and moments, 16 bytes a
+parameter in float32; these are taken off before the ratio, since every way to train so many experts has them. Run with
+--help for the settings.
 """
 
 import json
@@ -42,6 +43,7 @@ def contenders(counts: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def measure(shape: str, tokens: int, contender: dict[str, Any]) -> dict[str, Any]:
     """Train a few steps in this process."""
+    at_start = forget_peak()
     rows = max(tokens // _ROW_TOKENS, 1)
     workshop = Workshop(shape, rows=rows, tokens=tokens // rows, seed=0)
     made: Contender
@@ -54,7 +56,12 @@ def measure(shape: str, tokens: int, contender: dict[str, Any]) -> dict[str, Any
         made.timed.step()
         if number == 0:
             before = forget_peak()
-    return {"peak_bytes": peak(), "between_steps": before, "trained": made.trainable}
+    return {
+        "peak_bytes": peak() - at_start,
+        "between_steps": before - at_start,
+        "at_start": at_start,
+        "trained": made.trainable,
+    }
 
 
 def in_a_process_of_its_own(shape: str, tokens: int, contender: dict[str, Any]) -> dict[str, Any]:
@@ -68,11 +75,11 @@ def in_a_process_of_its_own(shape: str, tokens: int, contender: dict[str, Any]) 
 
 
 def compare(records: list[dict[str, Any]]) -> None:
-    """Add to each record its ratio to one LoRA, more experts' own memory taken off."""
+    """Add to each record what more experts must hold, and its ratio to one LoRA without that."""
     one = records[0]
     for record in records:
-        more = (record["trained"] - one["trained"]) * _BYTES
-        record["ratio"] = (record["peak_bytes"] - more) / one["peak_bytes"]
+        record["more_bytes"] = (record["trained"] - one["trained"]) * _BYTES
+        record["ratio"] = (record["peak_bytes"] - record["more_bytes"]) / one["peak_bytes"]
 
 
 @click.command(context_settings={"show_default": True})
@@ -93,10 +100,8 @@ def main(shape: str, tokens: int, experts: str, out: Path | None, one: str | Non
     compare(records)
     table = Table("", "peak MB", "more experts' own MB", "of one LoRA, without these")
     for record in records:
-        more = (record["trained"] - records[0]["trained"]) * _BYTES
-        table.add_row(
-            record["name"], f"{record['peak_bytes'] / 1e6:.0f}", f"{more / 1e6:.0f}", f"{record['ratio']:.3f}"
-        )
+        sizes = (f"{record[name] / 1e6:.0f}" for name in ("peak_bytes", "more_bytes"))
+        table.add_row(record["name"], *sizes, f"{record['ratio']:.3f}")
     console.print(table)
     most = max(record["ratio"] for record in records)
     name = "peak memory without more experts' weights, gradients and moments / one LoRA"

@@ -23,7 +23,7 @@ _STYLE = """
 svg { --c0: #0067a5; --c1: #b84a00; --c2: #007a56; --faint: #5a6472; --line: #d7dce2; --page: #fff; background: #fff }
 text { fill: var(--faint); font: 12px system-ui, sans-serif }
 text.name { fill: var(--s) } .grid { stroke: var(--line) } .dot { fill: var(--s) } .hit { fill: transparent }
-.line { fill: none; stroke: var(--s); stroke-width: 2 }
+.line { fill: none; stroke: var(--s); stroke-width: 2 } .interval { stroke: var(--s); stroke-width: 7; opacity: .3 }
 """
 
 Record = Mapping[str, Any]
@@ -52,7 +52,7 @@ def measured(name: str, environment: Record) -> str:
 def bars_of(bars: Sequence[Record]) -> str:
     """A list of what was asked and what came out."""
     return "\n".join(
-        f"- {bar['name']}: **{bar['value']:.3f}**"
+        f"- {bar['name']}: **{bar['value']:{'.3f' if bar['value'] >= 0.001 else '.0e'}}**"
         + (f" ({bar['limit']})" if isinstance(bar["limit"], str) else f" (bar {bar['limit']})")
         + ("" if bar["passed"] else ", missed")
         for bar in bars
@@ -102,10 +102,71 @@ def picture() -> str:
     if points:
         lines.append(Line(label="one LoRA, 16 N", points=[(1.0, 1.0), *points], colour=2))
     axes = Axes(title="Time of a step by the number of experts", x="experts", y="steps of one PEFT LoRA", low=0.8)
-    drawn = str(line_chart(lines, axes, MIDDLE))
-    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
-        ">", f"><style>{_STYLE}</style>", 1
+    return alone(line_chart(lines, axes, MIDDLE))
+
+
+def alone(drawn: object) -> str:
+    """A chart of a report as a file of its own, with the colours that the report's page gives it."""
+    return (
+        str(drawn)
+        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        .replace(">", f"><style>{_STYLE}</style>", 1)
     )
+
+
+def memory(name: str) -> str:
+    """Peaks of training."""
+    report = read(name)
+    rows = [
+        [each["name"], f"{each['peak_bytes'] / 1e6:.0f}", f"{each['more_bytes'] / 1e6:.0f}", f"{each['ratio']:.3f}"]
+        for each in report["contenders"]
+    ]
+    head = ["", "peak, MB", "of that more experts' own", "of one LoRA, without these"]
+    return "\n\n".join([table(head, rows), bars_of(report["bars"]), measured(name, report["environment"])])
+
+
+def ranks(name: str) -> str:
+    """One Linear by rank and number of experts, as `auto` computes it."""
+    report = read(name)
+    kinds = [(kind, top_k) for kind in ("token", "sequence") for top_k in report["settings"]["top_k"]]
+    rows = []
+    for result in report["results"]:
+        lora = result["layers"][0]
+        for experts in report["settings"]["experts"]:
+            taken = {
+                (each["granularity"], each["top_k"]): each
+                for each in result["layers"]
+                if each["experts"] == experts and (each["is_auto"] or each["execution"] == "alone")
+            }
+            found = [taken.get(kind) or taken.get((None, 1)) for kind in kinds]
+            rows.append(
+                [
+                    f"r={result['rank']}, N={experts}",
+                    *(f"{each['ratio']['paired']:.2f}" for each in found),
+                    " / ".join(str(each["operations"]) for each in found),
+                    " / ".join(f"{each['saved_bytes'] / lora['saved_bytes']:.1f}" for each in found),
+                ]
+            )
+    names = {("token", 1): "by token", ("sequence", 1): "by document"}
+    titles = [names.get(kind) or f"top {kind[1]}" for kind in kinds]
+    head = ["", *titles, "operations", "saved bytes"]
+    return "\n\n".join([table(head, rows), bars_of(report["bars"]), measured(name, report["environment"])])
+
+
+def batches(name: str) -> str:
+    """One Linear by rows and tokens of a row, by each execution."""
+    report = read(name)
+    kinds = ("grouped", "rowwise", "bottleneck")
+    rows = []
+    for result in report["results"]:
+        for contest in result["contests"]:
+            by = "token" if contest["granularity"] == "token" else "document"
+            ratios = [contest["ratios"].get(kind) for kind in kinds]
+            name_of_row = f"{result['rows']} x {result['tokens']}, N={contest['experts']}, by {by}"
+            told = [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
+            rows.append([name_of_row, *told, contest["fastest"], contest["auto"]])
+    head = ["", *kinds, "fastest", "`auto` takes"]
+    return "\n\n".join([table(head, rows), bars_of(report["bars"]), measured(name, report["environment"])])
 
 
 def decode(name: str) -> str:
@@ -153,12 +214,21 @@ def peers(name: str) -> str:
             f"{each['tokens_per_cpu_s']:.1f}",
             *(f"{each['times_as_fast_as'][other]:.2f}" for other in others),
             f"{each['filled_share']:.0%}",
+            f"{each['roof_share']:.0%}",
             f"{each['peak_bytes'] / 1e9:.2f}",
             f"{each['loss']:.3f}",
         ]
         for contender, each in report["summary"].items()
     ]
-    head = ["", "tokens a CPU s", *(f"times {other}" for other in others), "filled up", "peak, GB", "loss"]
+    head = [
+        "",
+        "tokens a CPU s",
+        *(f"times {other}" for other in others),
+        "filled up",
+        "of a large product",
+        "peak, GB",
+        "loss",
+    ]
     where = measured(name, report["environment"] | {"threads": report["settings"]["threads"]})
     void = "" if not report["void"] else f" Void: {'; '.join(report['void'])}."
     return "\n\n".join([table(head, rows), bars_of(report["bars"]), where + void])
@@ -167,18 +237,21 @@ def peers(name: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "step": lambda: step("step-tiny-64"),
     "growth": growth,
+    "memory": lambda: memory("memory"),
+    "ranks": lambda: ranks("layer-ranks"),
+    "batches": lambda: batches("layer-batches"),
     "decode": lambda: decode("decode"),
     "loss": lambda: loss("loss"),
     "peers": lambda: peers("train-vs-peers"),
 }
 
 
-def filled(page: str) -> str:
+def filled(page: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS, called: str = PAGE.name) -> str:
     """The page with all blocks made anew."""
-    for name, make in BLOCKS.items():
+    for name, make in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if len(pattern.findall(page)) != 1:
-            raise click.ClickException(f"{PAGE.name} must have one block {name}.")
+            raise click.ClickException(f"{called} must have one block {name}.")
         text = make()
         page = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
     return page

@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ _SHAPE = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def lean_process() -> Iterator[None]:
+@contextmanager
+def lean() -> Iterator[None]:
     """One thread, since matrices this small only lose by more; and no garbage collector that walks all of torch.
 
     transformers' Trainer collects at every start of training, which would take most of a tiny run's time. So would
@@ -69,6 +70,13 @@ def lean_process() -> Iterator[None]:
     gc.unfreeze()
     torch.set_num_threads(before)
     fitting.plan_memory = needs.plan_memory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lean_process() -> Iterator[None]:
+    """`lean` for all tests of a process."""
+    with lean():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,16 +50,44 @@ _BEGUN = (CONFIG, ENVIRONMENT, DATA, START, *_LINES)
 # What `write` leaves of a file when its process is killed.
 _UNFINISHED = re.compile(r"\.\.?[a-z]+\.(json|jsonl|yaml)\.[a-z0-9_]{8}")
 _LOCK, _HOLDER = ".lock", ".lock.json"
+REMOTE = ".remote"
+"""Folder of what is on its way to or from a remote folder."""
+# gs://bucket/runs as a path has it.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 _STAGE_NAME = re.compile(r"\d+-")
 
-_PACKAGES = ("dylora-moe", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+_PACKAGES = (
+    "dylora-moe",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "liger-kernel",
+)
 
 
 class RunDir:
-    """One run's folder. Paths, and the two ways to write: append a line, or replace a file whole."""
+    """One run's folder. Paths, and the two ways to write: append a line, or replace a file whole.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    Args:
+        path: Of the folder.
+        writes: False for a process that trains beside the one whose folder it is: all that it would write, that one
+            writes.
+
+    Raises:
+        RunError: The path is the address of a remote folder.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
+        if (remote := _ADDRESS.fullmatch(self.path.as_posix())) is not None:
+            raise RunError(
+                f"a run folder must be on this machine, got {remote[1]}://... Get it with `dylora fetch ADDRESS`, and "
+                "take the folder that it makes; to train, give the address as remote_dir."
+            )
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -67,7 +95,9 @@ class RunDir:
     @property
     def is_empty(self) -> bool:
         """True when the folder holds nothing but its lock, and files that a process was killed in the middle of."""
-        return all(entry.name in (_LOCK, _HOLDER) or _UNFINISHED.fullmatch(entry.name) for entry in self.path.iterdir())
+        return all(
+            entry.name in (_LOCK, _HOLDER, REMOTE) or _UNFINISHED.fullmatch(entry.name) for entry in self.path.iterdir()
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -85,6 +115,9 @@ class RunDir:
         Raises:
             RunError: another process works in the folder.
         """
+        if not self.writes:
+            yield
+            return
         lock = FileLock(self.path / _LOCK)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -112,11 +145,15 @@ class RunDir:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one JSON line to a file."""
+        if not self.writes:
+            return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def write(self, name: str, content: str | bytes | Mapping[str, Any]) -> None:
         """Write a file whole: readers see the old one or the new one, never a part."""
+        if not self.writes:
+            return
         if isinstance(content, Mapping):
             content = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         data = content.encode() if isinstance(content, str) else content
@@ -143,7 +180,7 @@ class RunDir:
 
     def clear(self) -> None:
         """Delete what a run writes between its start and its end; not its settings, by which it is known."""
-        for name in _BEGUN:
+        for name in _BEGUN if self.writes else ():
             if name != CONFIG:
                 (self.path / name).unlink(missing_ok=True)
 

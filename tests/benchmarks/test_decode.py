@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ def test_all_writers_are_timed_beside_the_base(decode: ModuleType, tmp_path: Pat
             "ours, N=1",
             "ours, N=2, token",
             "ours, N=2, sequence",
+            "ours, N=2, sequence, one expert merged",
         ]
         assert all(line["ms_per_token"] > 0 and line["of"].keys() for line in result["writers"].values())
 
@@ -39,15 +41,16 @@ def test_a_writer_writes_what_generate_writes(decode: ModuleType) -> None:
     for writer in decode.writers(workshop, (1, 3), 2):
         ids = workshop.batch.input_ids
         _, written = writer.write(ids, 6)
-        expected = writer.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=6,
-            do_sample=False,
-            eos_token_id=[10**6],
-            pad_token_id=0,
-            use_cache=True,
-        )
+        with writer.model.forced(writer.merged) if writer.merged else nullcontext():
+            expected = writer.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=6,
+                do_sample=False,
+                eos_token_id=[10**6],
+                pad_token_id=0,
+                use_cache=True,
+            )
         assert written.tolist() == expected[:, ids.shape[1] :].tolist(), writer.name
 
 

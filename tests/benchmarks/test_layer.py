@@ -71,7 +71,8 @@ def test_a_count_of_operations_does_not_grow_with_the_experts(report: dict[str, 
 def test_figures_that_differ_for_the_same_layer_void_a_run(
     layer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    result = {"valid": False, "layers": [], "features": [1, 1], "shape": "gemma-up", "rank": 8, "again": 1.2}
+    result = {"valid": False, "layers": [], "features": [1, 1], "shape": "gemma-up", "rank": 8}
+    result |= {"rows": 8, "tokens": 128, "again": 1.2}
     monkeypatch.setattr(layer, "measure", lambda *args: dict(result))
     out = tmp_path / "layer.json"
     done = CliRunner().invoke(

@@ -14,6 +14,7 @@ def loss(load: Callable[[str], ModuleType]) -> ModuleType:
     return load("loss")
 
 
+@pytest.mark.slow
 def test_all_give_the_same_loss_and_gradient(loss: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "loss.json"
     arguments = ["--vocabulary", "20000", "--features", "32", "--tokens", "256", "--repeats", "1", "--out", str(out)]

@@ -38,7 +38,8 @@ def test_rows_are_whole_and_on_one_side_each(rows: Path) -> None:
     assert all(prompt.endswith("\nriver") for side in sides for prompt in side)
 
 
-@pytest.mark.parametrize("library", ["ours", pytest.param("trl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["ours", "trl"])
 def test_a_library_trains_until_it_has_read_enough(
     peers: ModuleType, rows: Path, tiny_base: Path, tmp_path: Path, library: str
 ) -> None:
@@ -54,10 +55,11 @@ def test_a_library_trains_until_it_has_read_enough(
     assert found["steps"] > 1 and found["all_tokens"] >= 150 > found["all_tokens"] * (1 - 2 / found["steps"])
     assert 0 < found["tokens"] < found["all_tokens"] and 0 <= found["filled_share"] < 1
     assert found["cpu_s"] > 0 and found["peak_bytes"] > 1e8 and 0 < found["loss"] < 20
+    assert 0 < found["roof_share"] < 1
 
 
 def figures(peers: ModuleType, **changes: Any) -> dict[str, list[dict[str, Any]]]:
-    line = {"tokens_per_s": 1.0, "filled_share": 0.1, "loss": 1.0, "all_tokens": 6000, "steps": 6}
+    line = {"tokens_per_s": 1.0, "filled_share": 0.1, "roof_share": 0.5, "loss": 1.0, "all_tokens": 6000, "steps": 6}
     rates = {peers.DEFAULTS: 10.0, peers.TUNED: 20.0, peers.PACKED: 22.0, peers.ONE: 30.0, peers.EIGHT: 29.0}
     found = {name: [line | {"tokens_per_cpu_s": rate * noise} for noise in (1, 2)] for name, rate in rates.items()}
     found[peers.EIGHT] = [each | changes for each in found[peers.EIGHT]]

@@ -73,6 +73,7 @@ ALL_CHANGED: dict[str, Any] = {
     "metric_for_best_model": "eval_code_loss",
     "early_stopping_patience": 4,
     "output_dir": "elsewhere",
+    "remote_dir": "gs://bucket/runs",
     "run_name": "a.b-c_1",
     "seed": 5,
     "preset": "t4",
@@ -80,7 +81,9 @@ ALL_CHANGED: dict[str, Any] = {
     "bf16": False,
     "fp16": True,
     "load_in_4bit": True,
+    "sharding": "none",
     "gradient_checkpointing": True,
+    "activation_offload": True,
     "torch_compile": True,
     "dataloader_num_workers": 2,
     "dataloader_pin_memory": True,
@@ -90,12 +93,14 @@ ALL_CHANGED: dict[str, Any] = {
     "resume": "never",
     "wandb_checkpoint_artifact": None,
     "report_to": ["wandb", "tensorboard"],
+    "wandb_artifacts": "checkpoints",
     "sample_tokens": 0,
 }
 SETTINGS = list(ALL_CHANGED)
-# What stays at its default above: ways of mixing that exclude interleaved_sampling, what excludes resume, and what
-# makes a stream of skills, which go together and refuse much of the above.
+# What stays at its default above: ways of mixing that exclude interleaved_sampling, what excludes resume or 4 bits, and
+# what makes a stream of skills, which go together and refuse much of the above.
 ALONE = {
+    "sharding": "full",
     "domain_weights": {"code": 2, "maths": 0.5},
     "sampling_temperature": 2,
     "wandb_checkpoint_artifact": "user/project/name:v0",
@@ -106,6 +111,7 @@ STREAM: dict[str, Any] = {
     "skills": ["flask", {"skill": "maths", "datasets": ["sums.jsonl"], "decision": "grow", "lora_r": 8}],
 }
 NOT_OF_STREAMS = {
+    "sharding",
     "granularity",
     "router_scope",
     "top_k",
@@ -114,6 +120,7 @@ NOT_OF_STREAMS = {
     "sampling_temperature",
     "metric_for_best_model",
     "wandb_checkpoint_artifact",
+    "wandb_artifacts",
 }
 
 
@@ -216,6 +223,7 @@ BAD_VALUES = [
     ("torch_compile", "maybe"),
     ("report_to", "wandb"),
     ("report_to", ["excel"]),
+    ("wandb_artifacts", "all"),
     ("run_name", "{gpu}"),
     ("router_scope", "all"),
     ("save_total_limit", 0),
@@ -278,7 +286,13 @@ def test_all_bad_values_are_told_at_once() -> None:
         ({"lora_r": 12}, ["lora_r", "multiple of 8", "4 experts", "got 12", "Take 16"]),
         ({"lora_r": 4}, ["lora_r", "got 4", "Take 8"]),
         ({"early_stopping_patience": 3}, ["early_stopping_patience", "eval_steps"]),
+        ({"activation_offload": True}, ["activation_offload", "gradient_checkpointing"]),
         ({"wandb_checkpoint_artifact": "u/p/n:v0", "resume": "never"}, ["wandb_checkpoint_artifact", "resume"]),
+        ({"wandb_artifacts": "checkpoints"}, ["wandb_artifacts", "wandb in report_to", "Add it"]),
+        (
+            STREAM | {"wandb_artifacts": "checkpoints", "report_to": ["wandb"]},
+            ["wandb_artifacts must be model or none", "got checkpoints", "remote_dir"],
+        ),
         ({"allow_expert_growth": True}, ["allow_expert_growth: true must", "got mode: joint", "Set num_experts"]),
         ({"skills": ["flask", "mbpp"]}, ["skills must", "mode: continual", "got 2 with mode: joint", "datasets"]),
         ({"mode": "continual"}, ["skills must be given", "got none", "Give a list"]),
@@ -297,6 +311,10 @@ def test_all_bad_values_are_told_at_once() -> None:
         (STREAM | {"lora_r": 12}, ["lora_r must be a multiple of 8 with mode: continual", "got 12", "Take 16."]),
         ({"report_to": ["wandb", "wandb"]}, ["report_to", "once", "wandb, wandb"]),
         ({"fp16": True, "bf16": True}, ["fp16", "bf16", "exclude"]),
+        ({"sharding": "full", "fp16": True, "bf16": False}, ["sharding", "excludes fp16"]),
+        ({"sharding": "full", "load_in_4bit": True}, ["sharding", "excludes load_in_4bit"]),
+        (STREAM | {"sharding": "full"}, ["sharding", "excludes mode: continual"]),
+        ({"sharding": "zero2", "fp16": True, "bf16": False}, ["sharding: zero2", "excludes fp16"]),
         ({"interleaved_sampling": True, "sampling_temperature": 2}, ["sampling_temperature", "exclude", "Choose one"]),
         ({"domain_weights": {"a": 1}, "sampling_temperature": 2}, ["domain_weights", "exclude", "Choose one"]),
     ],
@@ -314,7 +332,12 @@ def test_a_single_lora_may_have_any_rank_and_one_expert_of_one() -> None:
 def test_a_stream_refuses_nothing_else(name: str) -> None:
     """Of all settings only those of `test_settings_that_cannot_work_together_are_refused` do not go with a stream."""
     value = ALONE.get(name, ALL_CHANGED[name])
-    needed = {"early_stopping_patience": {"eval_steps": 100}, "fp16": {"bf16": False}}.get(name, {})
+    together: dict[str, dict[str, Any]] = {
+        "early_stopping_patience": {"eval_steps": 100},
+        "fp16": {"bf16": False},
+        "activation_offload": {"gradient_checkpointing": True},
+    }
+    needed = together.get(name, {})
     if name in NOT_OF_STREAMS:
         message(make_config, STREAM | needed | {name: value})
     else:

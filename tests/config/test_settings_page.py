@@ -33,7 +33,10 @@ OURS = [text for _, ours, _ in rows() for text in re.findall(r"`([^`]+)`", ours)
 def parse_command(group: click.Group, words: list[str]) -> dict[str, object]:
     """A command's own values, parsed by click as when it runs; it is not run."""
     with group.make_context("dylora", words, resilient_parsing=False) as context:
-        name, part, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        left = [*context._protected_args, *context.args]
+        if not left and group.invoke_without_command:
+            return dict(context.params)
+        name, part, rest = group.resolve_command(context, left)
         assert part is not None, name
         if isinstance(part, click.Group):
             return parse_command(part, rest)

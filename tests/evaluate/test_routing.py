@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport, routing_changes
 from dylora_moe.tuner import Decision, RoutingConfig
-from dylora_moe.tuner.tap import make_decision
+from dylora_moe.tuner.decide import make_decision
 
 
 def decision(

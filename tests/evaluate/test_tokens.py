@@ -7,7 +7,7 @@ import torch
 
 from dylora_moe.evaluate.tokens import TokenMeter
 from dylora_moe.tuner import RoutingConfig
-from dylora_moe.tuner.tap import make_decision
+from dylora_moe.tuner.decide import make_decision
 
 
 def decide(choices: list[int]) -> Any:

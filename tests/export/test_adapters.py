@@ -41,7 +41,7 @@ def test_what_is_not_the_same_is_told_and_leaves_nothing(
         weights[first] = weights[first] * 1.01
         save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    from dylora_moe.tuner.exchange import copy_tokenizer as adapters_written
+    from dylora_moe.tuner.folder import copy_tokenizer as adapters_written
 
     monkeypatch.setattr(adapters, "write_copy", spoil)
     expected = "largest difference is 0" if spoiled == "weights" else "tokenizer and chat template"

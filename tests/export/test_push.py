@@ -130,6 +130,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_what_was_sent_is_loaded_again(hub: Any, mixture_folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
     refused = run_python(PUSH, "push", mixture_folder, "me/mine", **settings)

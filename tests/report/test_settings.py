@@ -83,6 +83,8 @@ def test_the_command_is_quoted_and_has_no_secret(tmp_path: Path) -> None:
         "3",
     ]
     assert command_of(record(tmp_path / "a", ["x/bench.py", "--n", "1"])) == "python x/bench.py --n 1"
+    started = ["site-packages/dylora_moe/__main__.py", "train", "a.yaml"]  # by `python -m`, as torchrun does
+    assert command_of(record(tmp_path / "a", started)) == "python -m dylora_moe train a.yaml"
     named = ["dylora", "generate", "--api_key_variable", "MY_KEY"]
     assert command_of(record(tmp_path / "a", named)) == "dylora generate --api_key_variable MY_KEY"
     for unknown in (None, [], ["-c"], "dylora train", [1, 2]):

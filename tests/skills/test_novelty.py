@@ -64,6 +64,7 @@ def test_too_few_rows_are_refused_by_name(detector: Detector) -> None:
         detector.judge(draw("a", 20, seed=0), {"x": draw("a", 3, seed=0)})
 
 
+@pytest.mark.slow
 def test_a_small_difference_does_not_matter_however_sure_it_is() -> None:
     """Means apart by so much of a deviation that 64 % of pairs tell: with 600 rows each, chance alone gives 54 %."""
     draw = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from dylora_moe.train.run import train
 from dylora_moe.train.session import Stages
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.stream_result import rollback
-from dylora_moe.tuner.exchange import copy_expert
+from dylora_moe.tuner.folder import copy_expert
 
 
 def merge(path: Path, into: str, *gone: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """A dry run measures what a run will need, leaves nothing behind, and stops for what would stop the run."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.remote.faults import Failing, failing
 from tests.train.whole import HARD
 
 from dylora_moe.config import RunConfig
@@ -16,6 +18,8 @@ from dylora_moe.train.run import train
 from dylora_moe.train.session import build_trainer
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
+
+__all__ = ["failing"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"packing": True, "max_length": 96}, {"num_experts": 1}], ids=str)
@@ -130,3 +134,11 @@ def test_batches_are_split_when_that_makes_them_fit(
     assert small["after"]["mean_loss"] == pytest.approx(whole["after"]["mean_loss"], rel=1e-4)
     assert small["trained"] == whole["trained"]
     assert rehearsal.rehearse is rehearse
+
+
+def test_a_dry_run_does_not_look_at_the_remote_folder(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, failing: type[Failing]
+) -> None:
+    failing.plan(1, until=10**9)
+    rehearse(tiny_config(remote_dir=f"failing://{tmp_path / 'remote'}"))
+    assert failing.count == 0

@@ -1,7 +1,6 @@
 """A run that was killed and started again ends as one that was not: weights, router and metrics bit for bit."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.damages import DAMAGES
 from tests.train.whole import HARD, outcome, start
 
 from dylora_moe.config import RunConfig, make_config
@@ -204,18 +204,6 @@ def test_what_is_no_sound_checkpoint_is_refused(
     ):
         train(config)
     assert set(content(config)) <= {".lock"}
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "one bit flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
-    "deleted": lambda path: path.unlink(),
-}
-
-
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 @pytest.fixture(scope="module")

@@ -294,6 +294,8 @@ class TestStopsBeforeTheFirstStep:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
     def test_when_fp16_has_no_gpu(self, tiny_config: Any) -> None:
         self.attempt(tiny_config(**SHORT, fp16=True, bf16=None), ConfigError, "fp16 needs a GPU")
+        offloading = tiny_config(**SHORT, gradient_checkpointing=True, activation_offload=True)
+        self.attempt(offloading, ConfigError, "activation_offload needs a GPU")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config: Callable[..., RunConfig]) -> None:

@@ -55,7 +55,7 @@ def test_an_optimizer_goes_on(tmp_path: Path, fused: bool) -> None:
 
     layer, optimizer = make()
     step(layer, optimizer, 3)
-    record = save_optimizer(optimizer, tmp_path)
+    record = save_optimizer(optimizer.state_dict(), tmp_path)
     other, fresh = make()
     other.load_state_dict(layer.state_dict())
     load_optimizer(fresh, tmp_path, through_json(record))

@@ -8,9 +8,9 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.train.wandb_file import artifacts, read_wandb
 
-from dylora_moe.errors import ConfigError, RunError
-from dylora_moe.train.trackers import Sample, Trackers, check_trackers, fetch_checkpoint
-from dylora_moe.train.trackers.artifacts import find_checkpoint
+from dylora_moe.errors import ConfigError
+from dylora_moe.train.trackers import Sample, Trackers, check_trackers
 from dylora_moe.train.trackers.channel import Channel, Limits
 from dylora_moe.train.trackers.messages import Figures, Samples, Start, decode, encode, hide_secrets
 from dylora_moe.train.trackers.sent import Sent
@@ -77,6 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[s
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         patch.setenv("WANDB_API_KEY", SECRET)
+        patch.setenv("WANDB_DATA_DIR", str(folder / "staging"))
         plain: dict[str, Any] = {"folder": folder / "trackers", "run_name": "tiny", "tell": said.append}
         plain |= {"config": {"learning_rate": 0.001, "note": SECRET}, "environment": {"python": "3"}}
         first = Trackers(ALL, **plain)
@@ -86,11 +87,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[s
             first.log(step, {"loss": figures(step)["loss"]} if step == 40 else figures(step))
         state = first.state()
         first.finish(ok=False)
-        second = Trackers(ALL, **plain)
+        second = Trackers(ALL, artifacts="checkpoints", **plain)
         second.load(state)
         second.start(resumed_at=20)
         for step in (30, 40, 50, 60):
             second.log(step, figures(step))
+        for step in (40, 60):
+            checkpoint = folder / f"step-{step:06d}"
+            (checkpoint / "run").mkdir(parents=True)
+            (checkpoint / "run" / "metrics.jsonl").write_text(f"{step}")
+            second.log_checkpoint(checkpoint, step=step, is_best=step == 40)
+            shutil.rmtree(checkpoint)  # as the keeper does with old ones
         second.log_samples(60, [Sample(domain="a", prompt="What?", text="Something else")])
         model = folder / "final"
         model.mkdir()
@@ -147,24 +154,6 @@ def test_trackio_has_each_step_once(run: tuple[Path, dict[str, Any], list[str]])
     assert [line["step"] for line in lines if "samples/a" in line] == [0, 60]
 
 
-def read_wandb(path: Path) -> list[Any]:
-    """The records of a .wandb file: protobuf in the blocks of a LevelDB log after a header of 7 bytes."""
-    wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    data, place, part, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        _, size, kind = struct.unpack_from("<IHB", data, place)
-        if left < 7 or kind == 0:
-            place += left
-            continue
-        part += data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):
-            records.append(wandb_proto.Record.FromString(part))
-            part = b""
-    return records
-
-
 @pytest.fixture
 def wandb_records(run: tuple[Path, dict[str, Any], list[str]]) -> list[Any]:
     folder, state, _ = run
@@ -190,18 +179,24 @@ def test_wandb_is_given_each_step_once(wandb_records: list[Any]) -> None:
     assert ("*", "step") in {(metric.glob_name, metric.step_metric) for metric in metrics}
 
 
-def test_wandb_goes_on_with_the_run_and_keeps_the_model(wandb_records: list[Any]) -> None:
+def test_wandb_goes_on_with_the_run_and_keeps_checkpoints_and_model(
+    wandb_records: list[Any], run: tuple[Path, dict[str, Any], list[str]]
+) -> None:
     runs = [record.run for record in wandb_records if record.WhichOneof("record_type") == "run"]
     assert len({run.run_id for run in runs}) == 1 and {run.display_name for run in runs} == {"tiny"}
     config = {update.key: update.value_json for update in runs[0].config.update}
     assert config["learning_rate"] == "0.001" and config["environment"] == '{"python":"3"}'
-    (model,) = [
-        record.artifact
-        for record in wandb_records
-        if record.WhichOneof("record_type") == "artifact" and record.artifact.type == "model"
-    ]
+    (model,) = artifacts(wandb_records, "model")
     assert model.name == "tiny-model" and set(model.aliases) == {"latest", "best"}
     assert [entry.path for entry in model.manifest.contents] == ["adapter.safetensors"]
+    checkpoints = artifacts(wandb_records, "checkpoint")
+    assert [(artifact.name, sorted(artifact.aliases)) for artifact in checkpoints] == [
+        ("tiny-checkpoint", ["best", "latest", "step-000040"]),
+        ("tiny-checkpoint", ["latest", "step-000060"]),
+    ]
+    files = [(entry.path, Path(entry.local_path)) for artifact in checkpoints for entry in artifact.manifest.contents]
+    assert [(name, path.read_text()) for name, path in files] == [("run/metrics.jsonl", str(n)) for n in (40, 60)]
+    assert not list((run[0] / "trackers" / "wandb-checkpoints").iterdir())
     exits = [record.exit.exit_code for record in wandb_records if record.WhichOneof("record_type") == "exit"]
     assert exits == [1, 0]
 
@@ -436,26 +431,3 @@ os.kill(os.getpid(), signal.SIGKILL)
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     wait_for(lambda: bool(found.Reload().Tags()["scalars"]))
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(7, 0.25)]
-
-
-def test_references_of_artifacts_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The download itself needs W&B's server and is not tried here."""
-    for wrong in ("name", "user/name:v0", "user/project/name", "user/project/name:", "a/b/c/d:v0", "a/b/c:v 0"):
-        with pytest.raises(ConfigError, match="user/project/name:v0"):
-            fetch_checkpoint(wrong, tmp_path)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
-        fetch_checkpoint("user/project/name:v0", tmp_path)
-
-
-def test_the_checkpoint_in_an_artifact_is_found(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"must hold one checkpoint.* got 0"):
-        find_checkpoint(tmp_path, "u/p/n:v0")
-    inner = tmp_path / "step-000010"
-    inner.mkdir()
-    (inner / "manifest.json").write_text("{}")
-    assert find_checkpoint(tmp_path, "u/p/n:v0") == inner
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(RunError, match="got 2"):
-        find_checkpoint(tmp_path, "u/p/n:v0")

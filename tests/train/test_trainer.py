@@ -257,6 +257,25 @@ def test_checkpointing_computes_the_same_step(make_session: Any, six_rows: Any, 
         torch.testing.assert_close(checkpointed[name], grad, rtol=1e-4, atol=1e-7)
 
 
+def test_what_checkpointing_keeps_can_be_held_elsewhere(
+    make_session: Any, six_rows: Any, gradients: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[dict[str, Any]] = []
+    elsewhere = torch.autograd.graph.save_on_cpu
+
+    def noted(**kwargs: Any) -> Any:
+        entered.append(kwargs)
+        return elsewhere(**kwargs | {"pin_memory": kwargs["pin_memory"] and torch.cuda.is_available()})
+
+    monkeypatch.setattr("transformers.modeling_utils.save_on_cpu", noted, raising=False)
+    for is_on in (False, True):
+        session = make_session(six_rows, **ONE_STEP, gradient_checkpointing=True, activation_offload=is_on)
+        fit(session, gradients)
+        assert bool(entered) is is_on
+    here, offloaded = gradients.steps
+    assert all(torch.equal(offloaded[name], grad) for name, grad in here.items())
+
+
 def test_a_plan_cuts_batches_and_evaluations(make_session: Any) -> None:
     session = make_session(eval_batch_size=5)
     trainer = build_trainer(session, stop=StopSignals(), tell=print)

@@ -23,7 +23,8 @@ from dylora_moe.tuner import (
     load_model,
     save_model,
 )
-from dylora_moe.tuner.exchange import copy_expert, mixture_of, written_whole
+from dylora_moe.tuner.exchange import mixture_of
+from dylora_moe.tuner.folder import copy_expert, written_whole
 
 # Each case is a folder of a base, an adapter or a model, and a batch; the answer is written beside them.
 STOCK_PEFT = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tuner.test_routed import mixed
 
 from dylora_moe.tuner import BASE, ROUTED, DyLoraModel, kernels
-from dylora_moe.tuner.tap import _FEW_SLOTS
+from dylora_moe.tuner.decide import FEW_SLOTS
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def model(request: Any, make_model: Any, randomise: Any) -> DyLoraModel:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_is_the_reference(model: DyLoraModel, taken: list[int], assert_near: Any, data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 4))
-    tokens = data.draw(st.integers(1, _FEW_SLOTS // rows // model.routing_config.top_k))
+    tokens = data.draw(st.integers(1, FEW_SLOTS // rows // model.routing_config.top_k))
     ids = torch.tensor(data.draw(st.lists(st.integers(3, 98), min_size=rows * tokens, max_size=rows * tokens)))
     speakers = st.sampled_from([ROUTED, BASE, *range(len(model.expert_names))])
     who = data.draw(st.none() | st.lists(speakers, min_size=rows, max_size=rows))
@@ -91,11 +91,11 @@ def test_one_expert_alone(make_model: Any, taken: list[int], assert_near: Any, f
 def test_with_gradients_or_many_tokens_or_by_wish_it_is_not_taken(make_model: Any, taken: list[int]) -> None:
     model = make_model(3).eval()
     model(input_ids=torch.tensor([[7, 8]])).logits.sum().backward()
-    logits(model, "auto", torch.full((1, _FEW_SLOTS + 1), 7))
+    logits(model, "auto", torch.full((1, FEW_SLOTS + 1), 7))
     for execution in ("grouped", "bottleneck", "reference", "rowwise"):
         logits(model, execution, torch.tensor([[7]]))
     assert not taken
-    logits(model, "auto", torch.full((1, _FEW_SLOTS), 7))
+    logits(model, "auto", torch.full((1, FEW_SLOTS), 7))
     assert taken
 
 

@@ -1,5 +1,6 @@
 """The loss without the logits against the loss from all of them."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -153,3 +154,50 @@ def test_the_label_of_the_first_token_is_not_predicted(make_base: Any) -> None:
     labels = torch.full((1, 4), -100)
     labels[0, 0] = 7
     assert read_head(make_base()).nll(torch.randn(1, 4, 32), labels).shape == (0,)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[..., Any]], bool]]:
+    """(what stands for Liger's kernels) -> whether it passes the trial, on the CPU as if it ran there."""
+    monkeypatch.setattr(head_module.kernels, "has_liger", lambda device, dtype: True)
+
+    def run(compute: Callable[..., Any]) -> bool:
+        monkeypatch.setattr(head_module, "by_liger", compute)
+        head_module.passes_trial.cache_clear()
+        return head_module.passes_trial(torch.device("cpu"), torch.float32, has_bias=True, is_capped=True)
+
+    yield run
+    head_module.passes_trial.cache_clear()
+
+
+def test_kernels_of_others_pass_a_trial_first(
+    tried: Callable[[Callable[..., Any]], bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    def changed(loss: float, gradient: float) -> Callable[..., Any]:
+        def compute(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            losses, gradients = head_module.by_chunks(*args, **kwargs)
+            assert gradients is not None
+            return losses * loss, gradients * gradient
+
+        return compute
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ImportError("another version")
+
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert tried(changed(1.0, 1.0)) and not caplog.records
+        assert not tried(changed(1.001, 1.0)) and not tried(changed(1.0, 1.001)) and not tried(changed(1.0, torch.nan))
+    assert "liger-kernel is left aside on cpu in torch.float32: its numbers are not" in caplog.records[0].getMessage()
+    assert not tried(fail) and "ImportError: another version" in caplog.records[-1].getMessage()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_outside_a_gpu_nothing_is_tried(
+    tried: Callable[[Callable[..., Any]], bool], make_base: Any, batch: Any
+) -> None:
+    asked: list[Any] = []
+    tried(lambda *args, **kwargs: asked.append(args))
+    asked.clear()
+    read_head(make_base()).nll(torch.randn(3, 12, 32), batch["labels"])
+    assert asked == []

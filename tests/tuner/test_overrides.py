@@ -45,6 +45,30 @@ def speaking(model: DyLoraModel, row: int) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
+def test_a_merged_expert_is_the_forced_one_and_leaves_no_trace(model: DyLoraModel, inputs: dict[str, Tensor]) -> None:
+    def weights() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    before, routed = weights(), model(**inputs).logits
+    with model.forced("expert_2"):
+        expected = model(**inputs).logits
+    with model.merged("expert_2"):
+        found, text = model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        with pytest.raises(TunerError, match="while the base answers alone"), model.merged("expert_1"):
+            pass
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
+    assert (routed - found)[real].abs().max() > 0.01 and text.shape == (6, 13)
+    with pytest.raises(ZeroDivisionError), model.merged("expert_1"):
+        1 / 0  # noqa: B018
+    after = weights()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(model(**inputs).logits, routed)
+    with pytest.raises(TunerError, match="no expert 'maths'"), model.merged("maths"):
+        pass
+
+
+@torch.no_grad()
 def test_each_row_is_answered_as_if_alone(model: DyLoraModel, inputs: dict[str, Tensor]) -> None:
     real = inputs["attention_mask"].bool()
     with model.by_rows(ROWS):

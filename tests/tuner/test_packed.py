@@ -57,6 +57,24 @@ def test_an_optimizer_keeps_its_parameters_through_passes_casts_and_freezing_aga
     assert all(torch.equal(now[name], value) for name, value in values.items())
 
 
+def test_experts_follow_to_where_an_engine_moves_what_trains(make_model: Any, batch: Any) -> None:
+    model = make_model(3)
+    before = model(**batch).logits
+    for parameter in trained(model).values():
+        parameter.data = parameter.data.clone()  # as DeepSpeed does, into memory of its own
+    model.follow_moved_weights()
+    moved = trained(model)
+    assert torch.equal(model(**batch).logits, before)
+    with torch.no_grad():
+        for parameter in moved.values():
+            parameter.mul_(2)
+    assert not torch.allclose(model(**batch).logits, before)
+    for _, linear in model.routed_linears():
+        for factor, weights in ((linear.packed_A, linear.lora_A), (linear.packed_B, linear.lora_B)):
+            assert torch.equal(factor.runs[0], torch.stack([weights[name].weight for name in model.expert_names]))
+    assert all(parameter is moved[name] for name, parameter in trained(model).items())
+
+
 def test_a_grown_mixture_keeps_the_parameters_of_the_runs_before(make_model: Any) -> None:
     model = make_model(3)
     model.freeze_expert("expert_2")

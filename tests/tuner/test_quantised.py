@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dylora_moe.bases.load import keep_as_loaded
+from dylora_moe.errors import TunerError
 from dylora_moe.tuner import DyLoraModel, ExpertConfig
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -53,6 +54,8 @@ def test_a_4_bit_base_trains_like_what_its_weights_stand_for(
     rounded = not torch.equal(plain.lm.model.layers[0].mlp.up_proj.base_layer.weight, make_base().get_parameter(UP))
     model = make_model(3, base=quantised, expert=ExpertConfig(rank=8), top_k=2)
     assert rounded and len(list(model.routed_linears())) == 21
+    with pytest.raises(TunerError, match="plain weights, the base has Linear4bit"), model.merged("expert_0"):
+        pass
     before = base_bytes(model)
     assert sum(value.dtype == torch.uint8 for value in before.values()) == 21
     found = {}

@@ -196,16 +196,16 @@ SEQUENCE = {"granularity": "sequence"}
 @pytest.mark.parametrize(
     ("execution", "routing", "tokens", "is_packed", "expected"),
     [
-        ("auto", SEQUENCE, 32, False, "rowwise"),
-        ("auto", SEQUENCE | {"top_k": 2}, 32, False, "rowwise"),
-        ("auto", SEQUENCE | {"router_scope": "per_layer"}, 32, False, "rowwise"),
-        ("auto", SEQUENCE, 31, False, "grouped"),
-        ("auto", SEQUENCE, 32, True, "grouped"),
-        ("auto", {"granularity": "token"}, 32, False, "grouped"),
+        ("auto", SEQUENCE, 64, False, "rowwise"),
+        ("auto", SEQUENCE | {"top_k": 2}, 64, False, "rowwise"),
+        ("auto", SEQUENCE | {"router_scope": "per_layer"}, 64, False, "rowwise"),
+        ("auto", SEQUENCE, 63, False, "grouped"),
+        ("auto", SEQUENCE, 64, True, "grouped"),
+        ("auto", {"granularity": "token"}, 64, False, "grouped"),
         ("rowwise", SEQUENCE, 1, False, "rowwise"),
-        ("rowwise", {"granularity": "token"}, 32, False, "grouped"),
-        ("grouped", SEQUENCE, 32, False, "grouped"),
-        ("bottleneck", SEQUENCE, 32, False, "bottleneck"),
+        ("rowwise", {"granularity": "token"}, 64, False, "grouped"),
+        ("grouped", SEQUENCE, 64, False, "grouped"),
+        ("bottleneck", SEQUENCE, 64, False, "bottleneck"),
     ],
 )
 def test_which_execution_serves(
@@ -254,7 +254,7 @@ def test_where_the_kernels_run_auto_takes_them_in_place_of_grouped(
     monkeypatch.setattr(kernels, "takes_triton", lambda x, rank: rank == 8)
     few_heads = {"num_attention_heads": 2, "num_key_value_heads": 1} if widths else {}
     model = make_model(3, base=make_base(**widths, **few_heads), execution=execution, **routing)
-    model(input_ids=torch.randint(3, 99, (2, 32)))
+    model(input_ids=torch.randint(3, 99, (2, 64)))
     assert called == {expected}
 
 

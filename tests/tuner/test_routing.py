@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dylora_moe.tuner.config import RoutingConfig
+from dylora_moe.tuner.decide import make_decision
 from dylora_moe.tuner.routing import Decision, RoutingState, make_dispatch
-from dylora_moe.tuner.tap import make_decision
 
 
 @st.composite

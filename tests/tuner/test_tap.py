@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from dylora_moe.errors import TunerError
-from dylora_moe.tuner import LoadWindow
+from dylora_moe.tuner import BASE, LoadWindow
+from dylora_moe.tuner.decide import make_decision
+from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.routing import Layout
 from dylora_moe.tuner.tap import find_documents, first_tokens, pool_prompts, prompt_of_labels
 
@@ -110,3 +113,42 @@ def test_removed_hooks_are_gone(make_model: Any, batch: Any) -> None:
     model.state.decisions = {}
     with pytest.raises(RuntimeError, match="before its router decided"):
         model(**batch)
+
+
+@torch.no_grad()
+def test_a_document_is_decided_once_and_anew_where_something_changed(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(4, granularity="sequence", execution="auto").eval()
+    made: list[bool] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(kwargs["dense"])
+        return make_decision(*args, **kwargs)
+
+    monkeypatch.setattr("dylora_moe.tuner.tap.make_decision", counted)
+    looked_up: list[Any] = []
+    look_up = RoutedLinear._parts_of
+    monkeypatch.setattr(RoutedLinear, "_parts_of", lambda *args: (looked_up.append(args), look_up(*args))[1])
+    ids = torch.randint(3, 98, (2, 12), generator=torch.Generator().manual_seed(3))
+    prompt = torch.arange(12).expand(2, 12) < 6
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :6], prompt_mask=prompt[:, :6], past_key_values=cache)
+
+    def step(position: int) -> Tensor:
+        return model(input_ids=ids[:, position : position + 1], past_key_values=cache).logits[:, 0]
+
+    for position in (6, 7, 8):
+        step(position)
+    assert made == [False, False]  # the prompt's, and that of a step
+    assert len(looked_up) == 2 * len(list(model.routed_linears()))
+    with model.by_rows([1, BASE]):
+        step(9)
+    assert made == [False] * 3
+    decided = model.decisions[None]
+    assert decided.weights.tolist() == [[1.0], [0.0]] and decided.experts[0].item() == 1
+    step(10)
+    model.set_maturity("expert_0", 0.5)
+    step(11)
+    assert made == [False] * 4 + [True]
+    assert model.decisions[None].experts is None

@@ -1,9 +1,11 @@
-"""`dylora doctor sandbox`"""
+"""`dylora doctor`, and `dylora doctor sandbox`"""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dylora_moe.cli.show import consoles
+from dylora_moe.cli.show import consoles, printable
 from dylora_moe.errors import SandboxError
 from dylora_moe.sandbox import NAMES, BackEnd, find_sandbox, try_back_end
 
@@ -21,9 +23,49 @@ if TYPE_CHECKING:
 _COLOURS = {"passed": "green", "stopped": "green", "not run": "yellow", "failed": "red", "not stopped": "red"}
 
 
-@click.group("doctor")
-def command() -> None:
-    """Check what this machine can do."""
+@click.group("doctor", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on standard output.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """Check this machine: each thing that runs need, and the command that repairs it.
+
+    Green: it works. Yellow: it works but for what is said. Red: it does not, and the exit code is 1. No secret is
+    printed; of the hub one question is asked, of clouds none.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    console = consoles(as_json)
+    found: list[Mapping[str, str]] = []
+    for finding in _findings():
+        found.append(finding)
+        _show(console, finding["colour"], finding["check"], finding["found"], finding["repair"])
+    counts = {colour: sum(each["colour"] == colour for each in found) for colour in ("green", "yellow", "red")}
+    console.print(", ".join(f"{count} {colour}" for colour, count in counts.items()), highlight=False)
+    if as_json:
+        record = {"findings": found, "well": not counts["red"]}
+        click.echo(json.dumps(record, ensure_ascii=False))
+    if counts["red"]:
+        sys.exit(1)
+
+
+def _findings() -> Iterator[Mapping[str, str]]:
+    """What the doctor finds; only what it lacks itself, where its own imports fail."""
+    try:
+        from dylora_moe.cli.doctor_checks import look
+    except ModuleNotFoundError as error:
+        told = f"{error.name} is not installed, without which nothing else can be looked at"
+        repair = f"python -m pip install {error.name}"
+        yield {"check": "packages", "colour": "red", "found": told, "repair": repair}
+        return
+    for finding in look(os.environ, Path("runs")):
+        yield asdict(finding)
+
+
+def _show(console: Console, colour: str, check: str, found: str, repair: str) -> None:
+    """A line as soon as it is known; its command stands on a line of its own, to be copied."""
+    console.print(f"[{colour}]{colour:<6}[/]  {check:<10}  {escape(printable(found))}", highlight=False, soft_wrap=True)
+    if repair:
+        console.print(f"{'':20}{repair}", highlight=False, markup=False, soft_wrap=True)
 
 
 @command.command("sandbox")

@@ -12,7 +12,7 @@ from rich.table import Table
 from dylora_moe.cli.experts_assemble import assemble
 from dylora_moe.cli.experts_export import export
 from dylora_moe.cli.quiet import quiet_libraries
-from dylora_moe.cli.show import consoles
+from dylora_moe.cli.show import consoles, size_text
 from dylora_moe.run_dir import FINAL, RESULT, RunDir
 from dylora_moe.train.stopping import StopSignals
 
@@ -37,7 +37,7 @@ def list_experts(model: str, as_json: bool) -> None:
     """
     quiet_libraries()
     from dylora_moe.evaluate.load import find_model
-    from dylora_moe.tuner.exchange import MODEL_FILE, read_description
+    from dylora_moe.tuner.folder import MODEL_FILE, read_description
 
     run = RunDir(Path(model).expanduser())
     folder = run / FINAL if (run / FINAL / MODEL_FILE).is_file() else find_model(model)
@@ -53,7 +53,7 @@ def list_experts(model: str, as_json: bool) -> None:
             expert["name"],
             str(expert["rank"]),
             f"{expert['alpha']:g}",
-            f"{expert['bytes'] / 1e6:.1f} MB",
+            size_text(expert["bytes"]),
             f"{expert['maturity']:g}",
             load,
             expert["serves"] or "",

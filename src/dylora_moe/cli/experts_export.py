@@ -52,7 +52,7 @@ def export(model: str, output: Path, merged: bool, as_json: bool, **options: Any
     _check(merged, options)
     quiet_libraries()
     from dylora_moe.evaluate.load import find_model
-    from dylora_moe.tuner.exchange import read_description
+    from dylora_moe.tuner.folder import read_description
 
     folder, console = find_model(model), consoles(as_json)
     known = [expert["name"] for expert in read_description(folder)["experts"]]
@@ -82,7 +82,7 @@ def _check(merged: bool, options: dict[str, Any]) -> None:
 def _adapters(folder: Path, names: Any, output: Path, options: dict[str, Any], console: Console) -> dict[str, Any]:
     from dylora_moe.export.adapters import export_adapters
     from dylora_moe.export.vllm import check_rules, serve_command
-    from dylora_moe.tuner.exchange import EXPERTS_FOLDER, check_experts, read_description
+    from dylora_moe.tuner.folder import EXPERTS_FOLDER, check_experts, read_description
 
     check_experts(folder, names)
     if options["server"]:

@@ -2,27 +2,31 @@
 
 import errno
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
-from dylora_moe.errors import DyLoraError
+from dylora_moe.errors import DyLoraError, OtherFailed
 from dylora_moe.train.stopping import EXIT_CODE, Stopped
 
 # Verb -> (module, what it does). The texts stand here so that `dylora --help` imports no verb.
 _VERBS = {
     "train": ("train", "Train a mixture of experts, or a single LoRA."),
+    "fetch": ("fetch", "Fetch a run from a remote folder."),
     "evaluate": ("evaluate", "Measure losses and routing of a trained run."),
     "report": ("report", "Make a page of a run, or of several side by side."),
     "chat": ("chat", "Ask a trained run something."),
     "serve": ("serve", "Answer requests with OpenAI's interface: the mixture, its base, each expert."),
     "experts": ("experts", "List, export, merge, remove, import and assemble experts; take a stream back."),
+    "submit": ("submit", "Train on a machine of a cloud: Vertex AI."),
+    "container": ("container", "What a container of `dylora submit` runs: train as its environment says."),
     "push": ("push", "Send a trained run to the hub, with a card made from it."),
     "config": ("config", "Show, explain and check settings; presets of machines."),
     "generate": ("generate", "Make data with a second model that answers questions."),
     "data": ("data", "List data sets, and look at what a recipe would train on."),
-    "doctor": ("doctor", "Check what this machine can do: sandboxes for programs that a model wrote."),
+    "doctor": ("doctor", "Check this machine, with a command for each thing to repair; try the sandboxes."),
 }
 
 
@@ -68,10 +72,13 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return dylora(arguments)
     except DyLoraError as error:
-        click.echo(f"Error: {error}", err=True)
+        rank = os.environ.get("RANK", "0")  # of processes that train together, which tell each other of errors
+        if rank == "0" or not isinstance(error, OtherFailed):
+            click.echo(f"Error: {error}" if rank == "0" else f"Error in process {rank}: {error}", err=True)
         sys.exit(1)
     except Stopped as error:
-        click.echo(f"{error}: stopped, nothing is lost. The same command goes on.", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(f"{error}: stopped, nothing is lost. The same command goes on.", err=True)
         sys.exit(EXIT_CODE)
     except BrokenPipeError:
         sys.exit(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dylora_moe.cli.quiet import quiet_libraries
-from dylora_moe.cli.show import consoles
+from dylora_moe.cli.show import consoles, size_text
 
 
 @click.command("push")
@@ -35,7 +35,7 @@ def command(run: Path, repository: str, public: bool, folder: Path | None, as_js
         target = folder or Path(scratch) / "model"
         files = write_repository(run, repository, target)
         for file in files:
-            console.print(f"{file.size / 1e6:10.2f} MB  {file.name}", highlight=False, markup=False)
+            console.print(f"{size_text(file.size):>10}  {file.name}", highlight=False, markup=False)
         address = None if folder else push(target, repository, public=public)
     if address:
         console.print(f"Sent to {address}", highlight=False, markup=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def show_parameters(console: Console, parts: Sequence[Any]) -> None:
 def show_plan(console: Console, plan: Any) -> None:
     """The memory that a run is estimated to need, and batches that were split for it, in a line or two."""
     estimate = plan.estimate
-    console.print(f"Memory: about {_size(estimate.peak)} at the most, by estimate.", highlight=False)
+    console.print(f"Memory: about {size_text(estimate.peak)} at the most, by estimate.", highlight=False)
     if plan.gives_back:
         console.print("What is freed is given back to the system at once: less memory, longer steps.")
     if plan.split > 1:
@@ -68,10 +68,10 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
     table = Table("memory", "", title="What the run will need", title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     for part in filter(estimate.get, _MEMORY_PARTS):
-        table.add_row(f"  {part}, estimated", _size(estimate[part]))
-    table.add_row("memory at the most, estimated", _size(estimate["peak"]))
-    table.add_row("memory at the most, measured", _size(found["peak"]), style="bold")
-    table.add_row("memory available", _size(found["available"]), end_section=True)
+        table.add_row(f"  {part}, estimated", size_text(estimate[part]))
+    table.add_row("memory at the most, estimated", size_text(estimate["peak"]))
+    table.add_row("memory at the most, measured", size_text(found["peak"]), style="bold")
+    table.add_row("memory available", size_text(found["available"]), end_section=True)
     for text, times, seconds in (
         ("optimizer steps", counts["steps"], measured["step_s"]),
         ("evaluations", counts["evaluations"], measured["evaluation_s"]),
@@ -80,10 +80,10 @@ def show_rehearsal(console: Console, found: Mapping[str, Any]) -> None:
         table.add_row(f"  {times:,} {text} of", duration(seconds))
     table.add_row("  reading a checkpoint", duration(found["load_s"]))
     table.add_row("time of the run", duration(found["run_s"]), style="bold", end_section=True)
-    table.add_row("  one checkpoint", _size(found["checkpoint"]))
-    table.add_row("  the model at the end", _size(found["final"]))
-    table.add_row("disk at the most", _size(found["disk"]), style="bold")
-    table.add_row("disk available", _size(found["disk_free"]))
+    table.add_row("  one checkpoint", size_text(found["checkpoint"]))
+    table.add_row("  the model at the end", size_text(found["final"]))
+    table.add_row("disk at the most", size_text(found["disk"]), style="bold")
+    table.add_row("disk available", size_text(found["disk_free"]))
     console.print(table)
     if found["disk"] > found["disk_free"]:
         console.print("[bold]The disk has too little room.[/] Lower save_total_limit, or choose another output_dir.")
@@ -102,10 +102,10 @@ _MEMORY_PARTS = (
 )
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Bytes for a person to read."""
     for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"

@@ -1,12 +1,15 @@
 """`dylora train RECIPE [--setting value ...]`"""
 
 import json
+import os
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from dylora_moe.cli.settings import config_of, recipe_command
 from dylora_moe.cli.show import (
@@ -23,30 +26,58 @@ from dylora_moe.cli.show_data import show_data, show_lengths
 from dylora_moe.cli.show_stream import show_stream
 from dylora_moe.config import RunConfig
 from dylora_moe.config.explain import remarks
+from dylora_moe.errors import ConfigError
 from dylora_moe.train.stopping import StopSignals
 
 
-def _train(recipe: Path | None, as_json: bool, dry_run: bool, **settings: Any) -> None:
+def _train(recipe: Path | None, as_json: bool, dry_run: bool, nproc: int | None, **settings: Any) -> None:
     """Train as a recipe says, flags changing single settings of it.
 
     Every setting of a recipe is a flag of the same name, with underscores or hyphens. Without a recipe the defaults
     train four experts on the built-in skill sets.
     """
     config = config_of(recipe, settings)
+    if nproc and nproc > 1:
+        _launch(config, dry_run, nproc)
     with StopSignals() as stop:
         _run(config, as_json, dry_run, stop)
+
+
+def _launch(config: RunConfig, dry_run: bool, nproc: int) -> None:
+    """Start the processes, and end as they do; in one of them, do nothing."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if started == nproc:
+        return
+    if started > 1:
+        raise click.UsageError(
+            f"--nproc {nproc} starts processes, and another launcher has started {started}. Leave --nproc out."
+        )
+    if dry_run:
+        raise click.UsageError("--dry-run tries a run out in one process. Leave --nproc out.")
+    if config.batch_size % nproc:
+        raise ConfigError(
+            f"batch_size must be a multiple of --nproc, since the processes share each batch, got {config.batch_size} "
+            f"and {nproc}. Change one of them."
+        )
+    from dylora_moe.train.launch import launch
+
+    sys.exit(launch(sys.argv[1:], nproc))
 
 
 def _run(config: RunConfig, as_json: bool, dry_run: bool, stop: StopSignals) -> None:
     from dylora_moe.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from dylora_moe import ranks
     from dylora_moe.train.folder import settle_here
     from dylora_moe.train.run import train
     from dylora_moe.train.session import Stages
 
-    console = consoles(as_json)
-    given, config = config, settle_here(config)
+    ranks.join()
+    console = consoles(as_json) if ranks.is_first() else Console(quiet=True)
+    if dry_run:  # which is of this machine alone
+        config = config.model_copy(update={"remote_dir": None})
+    given, config = config, settle_here(config, lambda line: console.print(line, highlight=False, markup=False))
     console.print(f"Run [bold]{config.run_name}[/] in {config.run_dir}", highlight=False)
     _show_settings(console, given, config)
     stages = Stages(
@@ -56,6 +87,8 @@ def _run(config: RunConfig, as_json: bool, dry_run: bool, stop: StopSignals) -> 
         console=console,
     )
     if dry_run:
+        if ranks.count() > 1:
+            raise ConfigError("A dry run needs one process, got several. Start it without torchrun.")
         from dylora_moe.train.rehearsal import rehearse
 
         rehearsal = rehearse(config, stages, stop)
@@ -64,6 +97,8 @@ def _run(config: RunConfig, as_json: bool, dry_run: bool, stop: StopSignals) -> 
             click.echo(json.dumps(asdict(rehearsal)))
         return
     result = train(config, stages, stop)
+    if not ranks.is_first():
+        return
     if result.get("already_finished"):
         console.print("This run is finished already; nothing was trained. Its result:")
     if config.mode == "continual":
@@ -110,6 +145,11 @@ def _show_next(console: Any, run_dir: Path, result: dict[str, Any]) -> None:
 command = recipe_command(
     "train",
     _train,
+    click.Option(
+        ["--nproc"],
+        type=click.IntRange(min=1),
+        help="Processes of this machine to train in, which share each batch: one for each GPU.",
+    ),
     click.Option(
         ["--dry-run", "--dry_run"],
         is_flag=True,

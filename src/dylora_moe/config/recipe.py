@@ -1,6 +1,5 @@
 """Recipes: settings from YAML with file and line, checked, and written back whole."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +22,10 @@ from dylora_moe.config.names import (
     unknown_skill_key,
     with_own_names,
 )
+from dylora_moe.config.remote import without_secrets
 from dylora_moe.config.settings import RunConfig
 from dylora_moe.config.spelling import did_you_mean, nearest
 from dylora_moe.errors import ConfigError
-
-# What stands before the host of an address is a secret.
-_CREDENTIALS = re.compile(r"://[^/\s'\"]*@")
 
 
 def split_list(text: str) -> list[str]:
@@ -141,7 +138,7 @@ def _explain(problems: Iterable[Any], values: Mapping[str, Any], kind: Kind) -> 
         name, *path = problem["loc"]
         place, value = _place(values[name], path)
         must = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else f"must be {allowed(name, kind)}"
-        got = _CREDENTIALS.sub("://...@", repr(value))
+        got = without_secrets(repr(value))
         told.setdefault(name, {})[place] = f"{name} {must}, got {got}{place}{_meant(name, value, kind)}"
     for places in told.values():
         if len(places) > 1:  # of a wrong part and the whole, the part says more

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from dylora_moe.config.advice import Advice
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
+Artifacts = Literal["none", "model", "checkpoints"]
 
 
 class RunSettings(BaseModel, use_attribute_docstrings=True):
@@ -15,6 +16,17 @@ class RunSettings(BaseModel, use_attribute_docstrings=True):
 
     output_dir: Annotated[Path, Advice(note="The run is in output_dir/run_name.")] = Path("runs")
     """Folder in which run folders are made."""
+
+    remote_dir: Annotated[
+        str | None,
+        Advice(
+            values="the address of a folder, such as gs://bucket/runs, s3://bucket/runs or file:///mnt/runs",
+            note="The extras s3 and gs bring their clients. Credentials come from the environment only "
+            "(docs/remote.md).",
+        ),
+    ] = None
+    """Remote folder that mirrors the run, in remote_dir/run_name: sent in the background after each checkpoint, fetched
+    at the start by a machine that has less."""
 
     run_name: Annotated[
         str,
@@ -63,11 +75,28 @@ class RunSettings(BaseModel, use_attribute_docstrings=True):
     ] = False
     """Load the base in 4-bit NF4; needs bitsandbytes (the extra `quantised`)."""
 
+    sharding: Annotated[
+        Literal["none", "full", "zero2"],
+        Advice(
+            note="full is for a base that one device cannot hold: layers are gathered in each pass, so steps are "
+            "slower. zero2 is for very many experts, and needs the extra `deepspeed`. Both are for joint mode only and "
+            "exclude fp16 and load_in_4bit. One process holds all in any case.",
+        ),
+    ] = "none"
+    """Of several processes (--nproc) each holds everything: none; of the base its part of every layer: full (FSDP2);
+    of gradients and moments of what trains its part: zero2 (DeepSpeed ZeRO)."""
+
     gradient_checkpointing: Annotated[
         bool,
         Advice(note="About a quarter of the activations for a fifth more time (deep dive). Lets batch_size rise."),
     ] = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    activation_offload: Annotated[
+        bool,
+        Advice(note="For long rows on a GPU, where what checkpointing keeps is the most of its memory. Slower steps."),
+    ] = False
+    """Hold what gradient_checkpointing keeps in the machine's memory instead of the GPU's."""
 
     torch_compile: Annotated[
         bool, Advice(note="Takes minutes at the start, so it pays in long runs on a modern GPU.")
@@ -155,6 +184,12 @@ class RunSettings(BaseModel, use_attribute_docstrings=True):
         ),
     ] = ()
     """Trackers that also get the metrics: tensorboard, trackio, wandb. metrics.jsonl is always written."""
+
+    wandb_artifacts: Annotated[
+        Artifacts,
+        Advice(note="Needs wandb in report_to. A checkpoint there is what wandb_checkpoint_artifact begins from."),
+    ] = "model"
+    """What Weights & Biases keeps as artifacts: nothing, the model at the end, or the checkpoints, too."""
 
     sample_tokens: Annotated[
         int,

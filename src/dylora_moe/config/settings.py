@@ -9,6 +9,7 @@ from dylora_moe.config.continual import ContinualSettings
 from dylora_moe.config.data import DataSettings
 from dylora_moe.config.model import ModelSettings
 from dylora_moe.config.presets import check_preset_name
+from dylora_moe.config.remote import check_url
 from dylora_moe.config.running import RunSettings
 from dylora_moe.config.training import TrainingSettings
 
@@ -23,6 +24,13 @@ class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, 
     def _check_steps(cls, value: Any) -> Any:
         if isinstance(value, bool | int | float) and (isinstance(value, bool) or value < 1):
             raise ValueError("must be at least 1, or epoch")
+        return value
+
+    @field_validator("remote_dir")
+    @classmethod
+    def _check_remote_dir(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_url(value)
         return value
 
     @model_validator(mode="after")
@@ -48,6 +56,13 @@ class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, 
             )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other, got both. Choose one.")
+        if self.activation_offload and not self.gradient_checkpointing:
+            raise ValueError(
+                "activation_offload moves what gradient_checkpointing keeps, and that is false. Set it to true as well."
+            )
+        if self.sharding != "none" and (self.fp16 or self.load_in_4bit or self.mode == "continual"):
+            other = "fp16" if self.fp16 else "load_in_4bit" if self.load_in_4bit else "mode: continual"
+            raise ValueError(f"sharding: {self.sharding} excludes {other}, got both. Leave one out.")
         if self.early_stopping_patience is not None and self.eval_steps is None:
             raise ValueError(
                 "early_stopping_patience counts evaluations, and eval_steps is not given. Give eval_steps, a number or "
@@ -55,6 +70,8 @@ class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, 
             )
         if self.wandb_checkpoint_artifact is not None and self.resume != "auto":
             raise ValueError("wandb_checkpoint_artifact and resume both name what to go on from. Give one of them.")
+        if self.wandb_artifacts == "checkpoints" and "wandb" not in self.report_to:
+            raise ValueError("wandb_artifacts: checkpoints needs wandb in report_to, which has not got it. Add it.")
         self._check_mode()
         if len(set(self.report_to)) < len(self.report_to):
             raise ValueError(f"report_to must name each tracker once, got {', '.join(self.report_to)}.")
@@ -98,6 +115,11 @@ class RunConfig(RunSettings, TrainingSettings, ContinualSettings, DataSettings, 
             raise ValueError(
                 "wandb_checkpoint_artifact must not be given with mode: continual, which goes on from its own folder, "
                 f"got {self.wandb_checkpoint_artifact}. Leave it out."
+            )
+        if self.wandb_artifacts == "checkpoints":
+            raise ValueError(
+                "wandb_artifacts must be model or none with mode: continual, which goes on from its whole folder, got "
+                "checkpoints. Leave it out; remote_dir carries the folder."
             )
         if self.resume not in ("auto", "never"):
             raise ValueError(

@@ -24,7 +24,7 @@ class TrainingSettings(BaseModel, use_attribute_docstrings=True):
             "accumulation. The training guide recommends 4 to 16; the deep dive takes 1 to 4 on cards of 15 to 40 GB.",
         ),
     ] = Field(default=8, ge=1)
-    """Rows in one forward pass."""
+    """Rows in one forward pass, of which several processes (--nproc) each take a part."""
 
     eval_batch_size: Annotated[
         int,

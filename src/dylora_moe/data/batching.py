@@ -62,7 +62,12 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-        """Int64 tensors of "batch tokens": input_ids, attention_mask, labels, and domain, `NO_DOMAIN` at padding."""
+        """Int64 tensors of "batch tokens": input_ids, attention_mask, labels, and domain, `NO_DOMAIN` at padding.
+
+        No rows make a row of padding, which takes part in a pass and counts for nothing.
+        """
+        if not rows:
+            return {**filler(self.pad_token_id), "attention_mask": torch.ones(1, FILLER_TOKENS, dtype=torch.int64)}
         multiple = self.pad_to_multiple_of
         length = -(-max(map(len, rows)) // multiple) * multiple
         return {
@@ -71,6 +76,18 @@ class Collator:
             "labels": _padded([row.labels for row in rows], length, IGNORED),
             "domain": _padded([(row.domain,) * len(row) for row in rows], length, NO_DOMAIN),
         }
+
+
+FILLER_TOKENS = 2  # of a row of padding: the first one foretells the second, if only that were wanted
+
+
+def filler(pad_token_id: int) -> dict[str, Tensor]:
+    """A row of padding for a process that a batch leaves without any: it counts for nothing.
+
+    It is attended to, since attention over nothing gives no numbers.
+    """
+    values = {"input_ids": pad_token_id, "labels": IGNORED, "domain": NO_DOMAIN}
+    return {name: torch.full((1, FILLER_TOKENS), value, dtype=torch.int64) for name, value in values.items()}
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
@@ -116,8 +133,8 @@ class PlannedBatchSampler(Sampler[list[T]], ABC, Generic[T]):
     """A DataLoader's `batch_sampler` whose order is a function of (seed, epoch) alone.
 
     After a restart, `set_epoch(epoch, position)` goes on with batch number `position` of that epoch: two integers are
-    all that resuming needs. Every rank makes the same plan and takes its share of each batch, so that the batch over
-    all ranks is the same whatever their number. Every epoch has the same number of batches.
+    all that resuming needs. Every rank makes the same plan and takes its share of each batch, which may be empty, so
+    that the batch over all ranks is the same whatever their number. Every epoch has the same number of batches.
     """
 
     def __init__(self, *, batch_size: int, rank: int, num_ranks: int) -> None:
@@ -163,8 +180,8 @@ class PlannedBatchSampler(Sampler[list[T]], ABC, Generic[T]):
 
     def __iter__(self) -> Iterator[list[T]]:
         for batch in self.plan(self.epoch)[self.position :]:
-            # All ranks must take part in every step: one that a short last batch leaves nothing repeats a row of it.
-            yield batch[self.rank :: self.num_ranks] or [batch[self.rank % len(batch)]]
+            # All ranks take part in every step; collators fill up for one that a short last batch leaves nothing.
+            yield batch[self.rank :: self.num_ranks]
 
 
 class BucketedBatchSampler(PlannedBatchSampler[int]):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dylora_moe.data.batching import NO_DOMAIN, PlannedBatchSampler, TokenizedRow
+from dylora_moe.data.batching import FILLER_TOKENS, NO_DOMAIN, PlannedBatchSampler, TokenizedRow, filler
 from dylora_moe.data.mixing import Mixture, concatenate, epoch_order
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.errors import DataError
@@ -149,8 +149,12 @@ class PackCollator:
         """Int64 tensors of "batch tokens": input_ids, position_ids, labels and domain.
 
         Padding stands at the end of a row as a document of its own, labelled `IGNORED`, of domain `NO_DOMAIN`. The
-        first label of a document is `IGNORED`: it could only be predicted from the document before.
+        first label of a document is `IGNORED`: it could only be predicted from the document before. No packs make a
+        row of padding.
         """
+        if not packs:
+            places = torch.arange(FILLER_TOKENS)[None]
+            return {**filler(self.pad_token_id), "position_ids": places}
         multiple = self.pad_to_multiple_of
         length = -(-max(sum(map(len, pack)) for pack in packs) // multiple) * multiple
         rest = [length - sum(map(len, pack)) for pack in packs]

@@ -23,7 +23,7 @@ from dylora_moe.errors import RunError, TunerError
 from dylora_moe.evaluate.machine import base_dtype
 from dylora_moe.run_dir import CONFIG, EVAL, FINAL, RunDir, digest_folder
 from dylora_moe.tuner import DyLoraModel, load_model
-from dylora_moe.tuner.exchange import MODEL_FILE, read_description
+from dylora_moe.tuner.folder import MODEL_FILE, read_description
 
 TEMPLATE = "chat_template.jinja"
 
@@ -170,7 +170,7 @@ def find_model(place: str | Path) -> Path:
         TunerError: The folder holds no model.
         BaseModelError: The model cannot be had from the hub.
     """
-    folder = Path(place).expanduser()
+    folder = RunDir(Path(place).expanduser()).path
     if (folder / CONFIG).is_file():
         _check_finished(RunDir(folder))
         return folder / FINAL

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dylora_moe import ranks
 from dylora_moe.data.batching import NO_DOMAIN, Collator, TokenizedRow
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
 from dylora_moe.tuner import Decision, DyLoraModel
@@ -72,6 +73,8 @@ def evaluate_domains(
 ) -> Evaluation:
     """Run every row once, in evaluation mode, rows of like length together.
 
+    Processes of one run each take their share of the passes, and all get the whole evaluation.
+
     Args:
         model: Left in the mode it was in.
         head: Of the same base.
@@ -90,7 +93,7 @@ def evaluate_domains(
         before_batch=before_batch,
         observe=lambda decisions, ids, domain: meter.add(list(decisions.values()), domain),
     )
-    return evaluation_of(scores, meter.report())
+    return evaluation_of(scores, meter.of_all_ranks().report())
 
 
 def evaluation_of(scores: Mapping[str, Sequence[RowScore]], routing: RoutingReport | None) -> Evaluation:
@@ -137,16 +140,17 @@ def score_domains(
     try:
         for index, (name, domain_rows) in enumerate(rows.items()):
             placed: dict[int, RowScore] = {}
-            for places in _batches(domain_rows, batch_size):
+            for places in _own_batches(domain_rows, batch_size):
                 before_batch()
                 chosen = collate([domain_rows[place] for place in places])
                 batch = {key: value.to(model.device) for key, value in chosen.items()}
                 domain = batch.pop("domain")
                 domain = domain.where(domain == NO_DOMAIN, index)
-                hidden = model(hidden_only=True, **batch)
-                placed |= zip(places, _score_rows(head, hidden, batch["labels"]), strict=True)
+                hidden = model(hidden_only=True, token_mask=domain != NO_DOMAIN, **batch)
                 observe(model.decisions, batch["input_ids"], domain)
-            found[name] = [placed[place] for place in range(len(domain_rows))]
+                if places:
+                    placed |= zip(places, _score_rows(head, hidden, batch["labels"]), strict=True)
+            found[name] = _of_all_ranks(placed, len(domain_rows))
     finally:
         model.train(was_training)
     return found
@@ -157,6 +161,26 @@ def _batches(rows: Sequence[TokenizedRow], batch_size: int) -> Iterator[list[int
     lengths = [len(row) for row in rows]
     ordered = sorted(range(len(rows)), key=lengths.__getitem__)
     return (ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size))
+
+
+def _own_batches(rows: Sequence[TokenizedRow], batch_size: int) -> Iterator[list[int]]:
+    """This process's share of the batches: each has as many, since all of them may be needed for a pass of any."""
+    batches = list(_batches(rows, batch_size))
+    for start in range(0, len(batches), ranks.count()):
+        share = batches[start : start + ranks.count()]
+        yield share[ranks.rank()] if ranks.rank() < len(share) else []
+
+
+def _of_all_ranks(placed: Mapping[int, RowScore], rows: int) -> list[RowScore]:
+    if ranks.count() > 1:
+        scores = torch.zeros(rows, 3, dtype=torch.float64)
+        for place, score in placed.items():
+            scores[place] = torch.tensor([score.nll, score.tokens, score.right], dtype=torch.float64)
+        found = enumerate(ranks.total(scores).tolist())
+        placed = {
+            place: RowScore(nll=nll, tokens=int(tokens), right=int(right)) for place, (nll, tokens, right) in found
+        }
+    return [placed[place] for place in range(rows)]
 
 
 def _score_rows(head: Head, hidden: Tensor, labels: Tensor) -> list[RowScore]:

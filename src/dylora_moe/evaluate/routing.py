@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dylora_moe import ranks
 from dylora_moe.tuner import Decision
 
 # An expert is dead when its share of the load is under this part of the even share 1 / N.
@@ -106,6 +107,14 @@ class RoutingMeter:
         if sums:
             self._load, self._entropy = sums["load"], sums["entropy"]
             self._units, self._unsure = sums["units"], sums["unsure"]
+
+    def of_all_ranks(self) -> "RoutingMeter":
+        """What the processes of a run have counted together; all of them ask."""
+        if ranks.count() == 1:
+            return self
+        whole = RoutingMeter(self.experts, self.domains)
+        whole.set_sums({name: ranks.total(value) for name, value in self.sums().items()})
+        return whole
 
     def report(self) -> RoutingReport | None:
         """Figures of everything since the last `clear`; None when no router decided anything."""

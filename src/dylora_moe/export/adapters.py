@@ -7,7 +7,7 @@ from typing import Any
 
 from dylora_moe.bases import EMBEDDED, converted_folder, resolve_base
 from dylora_moe.export.verify import forced_logits, verify
-from dylora_moe.tuner.exchange import check_experts, read_description, write_copy, written_whole
+from dylora_moe.tuner.folder import check_experts, read_description, write_copy, written_whole
 
 
 def export_adapters(

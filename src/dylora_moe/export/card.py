@@ -14,7 +14,7 @@ from dylora_moe.bases.folder import is_fingerprint, licence_of
 from dylora_moe.report.records import RunRecord
 from dylora_moe.report.settings import unlike_defaults
 from dylora_moe.skills.library import RECORD
-from dylora_moe.tuner.exchange import EXPERTS_FOLDER, read_description
+from dylora_moe.tuner.folder import EXPERTS_FOLDER, read_description
 
 # What a card says elsewhere, or what only says where files lay.
 _NOT_SHOWN = {"base_model", "datasets", "skills", "data_registry", "chat_template", "resume_from", "trackers"}

@@ -17,7 +17,7 @@ from dylora_moe.data.templates import end_token_id, ensure_template
 from dylora_moe.errors import ExportError
 from dylora_moe.evaluate.load import set_saved_template
 from dylora_moe.export.verify import Probe, check_difference, forced_logits, largest_difference, verify
-from dylora_moe.tuner.exchange import EXPERTS_FOLDER, check_experts, read_adapter, read_description, written_whole
+from dylora_moe.tuner.folder import EXPERTS_FOLDER, check_experts, read_adapter, read_description, written_whole
 from dylora_moe.tuner.inspect import check_reach
 
 Method = Literal["linear", "ties", "dare"]

@@ -14,7 +14,7 @@ from dylora_moe.evaluate.load import find_model
 from dylora_moe.export.card import base_name, model_card
 from dylora_moe.report.records import read_run
 from dylora_moe.run_dir import CONFIG
-from dylora_moe.tuner.exchange import (
+from dylora_moe.tuner.folder import (
     ADAPTER_CONFIG,
     EXPERTS_FOLDER,
     MODEL_FILE,

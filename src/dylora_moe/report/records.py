@@ -95,6 +95,7 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         RunError: The folder is no run's.
     """
+    run = RunDir(path)
     if not (path / CONFIG).is_file():
         raise RunError(
             f"a report is made of a run's folder, which has a {CONFIG}, and {path} has none. Give a folder that "
@@ -103,7 +104,6 @@ def read_run(path: Path) -> RunRecord:
     settings = _settings(path / CONFIG)
     if settings is None:
         raise RunError(f"{path / CONFIG} must hold settings as `name: value` lines, and cannot be read as such.")
-    run = RunDir(path)
     stages = [_read(folder, _settings(folder / CONFIG) or {}) for folder in stage_folders(run)]
     return _read(path, settings, stages=tuple(stages))
 

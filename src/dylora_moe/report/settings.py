@@ -102,6 +102,8 @@ def command_of(run: RunRecord) -> str | None:
     program, arguments = PurePath(told[0]), _without_secret_flags(told[1:])
     if program.stem == "dylora":
         return shlex.join(["dylora", *arguments])
+    if program.name == "__main__.py":
+        return shlex.join(["python", "-m", program.parent.name, *arguments])
     if program.name == "main.py" and program.parent.name == "cli":
         return shlex.join(["python", "-m", "dylora_moe.cli.main", *arguments])
     return shlex.join(["python", str(program), *arguments]) if program.suffix == ".py" else None

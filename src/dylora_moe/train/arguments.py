@@ -21,12 +21,16 @@ def schedule_of(config: RunConfig) -> Callable[[int, int], Callable[[int], float
     )
 
 
-def training_arguments(config: RunConfig, *, steps_per_epoch: int) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, *, steps_per_epoch: int, leaves_parameters_out: bool = False
+) -> TrainingArguments:
     """What transformers' Trainer is to know.
 
     Args:
         config: Of the run.
         steps_per_epoch: Optimizer steps.
+        leaves_parameters_out: Whether a pass may have no use for some of what trains, as of the router while one
+            expert answers alone.
     """
     eval_steps = steps_per_epoch if config.eval_steps == "epoch" else config.eval_steps
     save_steps = steps_per_epoch if config.save_steps == "epoch" else config.save_steps
@@ -49,6 +53,7 @@ def training_arguments(config: RunConfig, *, steps_per_epoch: int) -> TrainingAr
         fp16=config.fp16,
         use_cpu=not has_gpu,  # Apple's device lacks float64 and grouped_mm
         gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"offload": True} if config.activation_offload else None,
         logging_steps=config.logging_steps,
         eval_strategy="steps" if eval_steps else "no",
         eval_steps=eval_steps,
@@ -62,6 +67,11 @@ def training_arguments(config: RunConfig, *, steps_per_epoch: int) -> TrainingAr
         dataloader_num_workers=config.dataloader_num_workers,
         dataloader_pin_memory=has_gpu if config.dataloader_pin_memory is None else config.dataloader_pin_memory,
         logging_nan_inf_filter=False,
+        # Of several processes (DistributedDataParallel): buffers change between passes nowhere.
+        ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=leaves_parameters_out,
+        # DeepSpeed divides the gradients of each pass, so that none may be kept back.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": config.sharding == "zero2"}},
     )
     # One GPU for one process: the threads of nn.DataParallel would share the routing of one model.
     arguments._n_gpu = min(arguments.n_gpu, 1)

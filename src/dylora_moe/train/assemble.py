@@ -20,7 +20,8 @@ from dylora_moe.skills.library import Features
 from dylora_moe.skills.prototypes import fit_prototypes
 from dylora_moe.train.features import draw_sample
 from dylora_moe.tuner import DyLoraModel, RoutingConfig, save_model
-from dylora_moe.tuner.exchange import check_new, mixture_of, read_adapter
+from dylora_moe.tuner.exchange import mixture_of
+from dylora_moe.tuner.folder import check_new, read_adapter
 from dylora_moe.tuner.inspect import check_reach, decoder_layers, layer_index
 
 # 16 are enough for domains far apart, 8 not always (benchmarks/assemble.py).

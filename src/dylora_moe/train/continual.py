@@ -9,9 +9,11 @@ import numpy as np
 from pydantic import TypeAdapter
 from transformers import set_seed
 
+from dylora_moe import ranks
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.batching import pad_token_id
 from dylora_moe.data.build import build_run_data
+from dylora_moe.data.bundle import DataBundle
 from dylora_moe.data.registry import registry_of
 from dylora_moe.data.stream import Skill, parse_skills
 from dylora_moe.errors import RunError, TunerError
@@ -25,11 +27,13 @@ from dylora_moe.train.callbacks.mature import Mature
 from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.features import answers_alone, draw_sample, read_features
 from dylora_moe.train.fitting import fit, tracking
-from dylora_moe.train.folder import find_start
+from dylora_moe.train.folder import find_start_together
 from dylora_moe.train.live.figures import Learned, Place
+from dylora_moe.train.mirror import mirrored
 from dylora_moe.train.parameters import check_parameters, count_parameters
 from dylora_moe.train.segments import cut_streams
 from dylora_moe.train.session import Session, Stages, check_machine, expert_config
+from dylora_moe.train.spreading import in_turn
 from dylora_moe.train.stage_figures import make_evaluator, measure_at_home, measure_base, measure_stage
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.stream import (
@@ -58,23 +62,37 @@ def train_stream(config: RunConfig, stages: Stages, stop: StopSignals) -> dict[s
         Stopped: A signal came; the same call goes on.
     """
     skills = parse_skills(config.skills, registry_of(config.data_registry))
-    run = RunDir(config.run_dir)
-    with run.locked():
-        claim_folder(run, config)
-        learned, waiting = divide_skills(run, cut_streams(config, run, skills, stages))
-        if run.is_finished and not waiting and len(run.read(RESULT)["stages"]) == len(read_stages(run)):
+    run = RunDir(config.run_dir, writes=ranks.is_first())
+    with run.locked(), mirrored(config, run, stages, stop) as stages:
+        ranks.by_first(lambda: claim_folder(run, config))
+        learned, waiting = divide_skills(run, in_turn(lambda: cut_streams(config, run, skills, stages), run.path))
+        _check_alike([*learned, *waiting])
+        if ranks.by_first(lambda: run.is_finished and not waiting and _counts_all(run)):
             return {**run.read(RESULT), "already_finished": True}
-        check_machine(config)
-        check_trackers(config.report_to)
+        ranks.by_first(lambda: check_machine(config))
+        ranks.by_first(lambda: check_trackers(config.report_to))
         stream = open_stream(config, run, learned, waiting, stages)
         read_data(stream, (*stream.learned, *stream.waiting), stages)
         run.write(CONFIG, to_yaml(config))  # with skills that came since, now that nothing is wrong with them
-        if not (run / START).is_file():
+        if not ranks.by_first(lambda: (run / START).is_file()):
             run.write(START, {"base_general": measure_base(stream, stages, stop)})
         for skill in list(stream.waiting):
             stages.tell(f"Skill {len(stream.learned) + 1} of {len(stream.learned) + len(stream.waiting)}: {skill.name}")
             learn(stream, skill, stages, stop)
-        return finish_stream(run)
+        return ranks.by_first(lambda: finish_stream(run))
+
+
+def _counts_all(run: RunDir) -> bool:
+    return len(run.read(RESULT)["stages"]) == len(read_stages(run))
+
+
+def _check_alike(skills: Sequence[Skill]) -> None:
+    """See that every process found the same skills: a file may come too late for one, and in time for another."""
+    names = [skill.name for skill in skills]
+    if any(other != names for other in ranks.gather(names)):
+        raise RunError(
+            "all processes must find the same skills, and files came meanwhile. Give the same command again."
+        )
 
 
 def read_data(stream: Stream, skills: Sequence[Skill], stages: Stages) -> None:
@@ -82,13 +100,17 @@ def read_data(stream: Stream, skills: Sequence[Skill], stages: Stages) -> None:
     for skill in skills:
         if skill.adapter is not None and skill not in stream.learned:
             _check_adapter(stream, Path(skill.adapter), stages)
-        data = build_run_data(stream.stage_config(skill), stream.base.tokenizer, tell=stages.tell)
+        data = _build_data(stream, stream.stage_config(skill), stages)
         if skill in stream.learned:
             stream.check_data(skill.name, data)
         else:
             check_rows(skill, data)
             stages.data(data)
         stream.data[skill.name] = data
+
+
+def _build_data(stream: Stream, config: RunConfig, stages: Stages) -> DataBundle:
+    return ranks.in_turn(lambda: build_run_data(config, stream.base.tokenizer, tell=stages.tell))
 
 
 def _check_adapter(stream: Stream, adapter: Path, stages: Stages) -> None:
@@ -106,6 +128,7 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
     sample = _read_sample(stream, skill.name, stages)
     arrival = _decide(stream, stage, skill, evaluator, sample, stages)
     decision = arrival.decision
+    stages.saved()
     stages.tell(f"{skill.name}: {decision.kind}. {decision.reason}")
     if arrival.merge is not None:
         _make_room(stream, *arrival.merge, stages)
@@ -114,11 +137,11 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
         stream.model.freeze_expert(name, frozen=name != expert)
     library = stream.library.with_skill(_describe(skill.name, expert, arrival, sample))
     route(stream, library)
-    if decision.kind in ("grow", "extend") and not stage.is_finished:
+    is_trained = ranks.by_first(lambda: stage.is_finished)
+    if decision.kind in ("grow", "extend") and not is_trained:
         _train(stream, stage, skill, expert, decision.kind, stages, stop)
     stream.model.eval().freeze_expert(expert)
-    if not stage.is_finished:  # nothing was trained
-        stream.save(stage / FINAL)
+    ranks.by_first(lambda: None if stage.is_finished else stream.save(stage / FINAL))  # where nothing was trained
     stream.library = library
     measure_at_home(stream, [skill.name, *_changed_beside(stream, skill.name, arrival)], stages, stop)
     figures = measure_stage(stream, stages, stop, skill=skill.name, before=arrival.before)
@@ -126,6 +149,7 @@ def learn(stream: Stream, skill: Skill, stages: Stages, stop: StopSignals, *, by
         decision=decision, expert=expert, base_loss=arrival.base_loss, figures=figures, by_hand=by_hand
     )
     stream.commit(stage, record)
+    stages.saved()
     stream.waiting.remove(skill)
     stream.learned.append(skill)
 
@@ -159,8 +183,8 @@ def _decide(
     stream: Stream, stage: RunDir, skill: Skill, evaluator: Evaluator, sample: Sample, stages: Stages
 ) -> Arrival:
     """Decide once: what was decided before a stop is what is done after it."""
-    if (stage / DECISION).is_file():
-        arrival = TypeAdapter(Arrival).validate_python(stage.read(DECISION))
+    if stored := ranks.by_first(lambda: stage.read(DECISION) if (stage / DECISION).is_file() else None):
+        arrival = TypeAdapter(Arrival).validate_python(stored)
         if arrival.wanted != _wanted(skill):
             raise RunError(
                 f"skill {skill.name} must be what its stage was begun as, decision {arrival.wanted}, and is "
@@ -182,6 +206,8 @@ def _decide(
         stream.config,
         wanted=_wanted(skill),
     )
+    if ranks.count() > 1:  # other machines may round otherwise, and what is done must be the same
+        arrival = TypeAdapter(Arrival).validate_python(ranks.agree(asdict(arrival)))
     stage.write(DECISION, asdict(arrival))
     return arrival
 
@@ -265,7 +291,7 @@ def _train(
     if again:
         stages.tell(f"With it, expert {expert} learns again: {', '.join(again)}.")
         stage.write(CONFIG, to_yaml(config))
-        data = build_run_data(config, stream.base.tokenizer, tell=stages.tell)
+        data = _build_data(stream, config, stages)
     stages.parameters(count_parameters(model))
     check_parameters(model)
     session = Session(
@@ -279,10 +305,9 @@ def _train(
     )
     grows_up = [Mature(lambda maturity: model.set_maturity(expert, maturity), config.maturity_ratio)]
     with tracking(config, stage, stages) as trackers:
-        checkpoint = find_start(stage, config, stages.tell)
         fit(
             session,
-            checkpoint,
+            find_start_together(stage, config, stages.tell),
             trackers,
             stages,
             stop,

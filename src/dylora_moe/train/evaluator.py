@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from dylora_moe import ranks
 from dylora_moe.data.batching import TokenizedRow
-from dylora_moe.errors import RunError
+from dylora_moe.errors import OnlyHere, RunError
 from dylora_moe.evaluate.losses import Evaluation, evaluate_domains
 from dylora_moe.train.parts import is_out_of_memory
 from dylora_moe.tuner import DyLoraModel
@@ -63,6 +64,10 @@ class Evaluator:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                if ranks.count() > 1:  # the others are in the middle of this evaluation
+                    raise OnlyHere(
+                        f"An evaluation must fit into memory, and does not: {error} Lower eval_batch_size."
+                    ) from error
                 if self.rows == 1:
                     raise RunError(
                         f"An evaluation must fit into memory, and one row does not: {error} Lower max_length, or set "

@@ -1,4 +1,7 @@
-"""What training steps add up: rows and tokens of each domain, and routing since the last line of metrics."""
+"""What training steps add up: rows and tokens of each domain, and routing since the last line of metrics.
+
+Each process counts what it computes; figures are of all of them together.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dylora_moe import ranks
 from dylora_moe.data.batching import NO_DOMAIN
 from dylora_moe.evaluate.routing import RoutingMeter, RoutingReport
 from dylora_moe.train.memory import available_memory, peak_memory, resident_memory
@@ -24,8 +28,8 @@ class StepFigures:
         record_routing: Takes how tokens were routed since last time.
 
     Attributes:
-        rows: Seen of each domain since the start.
-        tokens: Seen of each domain since the start.
+        rows: Seen of each domain since the start, by this process.
+        tokens: Seen of each domain since the start, by this process.
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class StepFigures:
         # Sums stay where the model is: reading them every pass would make a GPU wait.
         self.rows, self.tokens = (torch.zeros(len(domains), dtype=torch.long) for _ in range(2))
         self._tokens_told = 0
-        self._auxiliary: AuxiliaryLosses | None = None
+        self._auxiliary: Tensor | None = None
+        self._experts, self._domains = tuple(experts), tuple(domains)
 
     def add(
         self,
@@ -49,6 +54,7 @@ class StepFigures:
         position_ids: Tensor | None,
         decisions: Mapping[int | None, Decision],
         auxiliary: AuxiliaryLosses,
+        weight: Tensor | float = 1.0,
     ) -> None:
         """Count one pass.
 
@@ -57,17 +63,20 @@ class StepFigures:
             position_ids: (batch, tokens), int64, where documents are packed.
             decisions: Of the pass.
             auxiliary: Losses of the pass.
+            weight: Its share of the batch.
         """
         self._meter.add(list(decisions.values()), domain)
         member = F.one_hot(domain - NO_DOMAIN, 1 + len(self.rows))[..., 1:]
         first = member[:, 0] if position_ids is None else member * (position_ids == 0)[..., None]
         self.rows = self.rows.to(domain.device) + first.reshape(-1, len(self.rows)).sum(0)
         self.tokens = self.tokens.to(domain.device) + member.sum((0, 1))
-        self._auxiliary = AuxiliaryLosses(balance=auxiliary.balance.detach(), z=auxiliary.z.detach())
+        losses = torch.stack([auxiliary.balance.detach(), auxiliary.z.detach()])
+        # Alone they are as they are: a factor that is divided by again costs a bit.
+        self._auxiliary = losses if ranks.count() == 1 else torch.cat([losses, losses.new_ones(1)]) * weight
 
     def take(self) -> dict[str, float]:
         """The figures since the last call."""
-        tokens = int(self.tokens.sum())
+        tokens = int(ranks.total(self.tokens).sum())
         figures: dict[str, float] = {
             "tokens": tokens,
             "tokens_per_second": (tokens - self._tokens_told) / max(self._seconds(), 1e-9),
@@ -75,8 +84,12 @@ class StepFigures:
         }
         self._tokens_told = tokens
         if self._auxiliary is not None:
-            figures |= {"balance_loss": float(self._auxiliary.balance), "z_loss": float(self._auxiliary.z)}
-        report = self._meter.report()
+            losses = self._auxiliary
+            if ranks.count() > 1:
+                losses = ranks.total(losses)
+                losses = losses[:2] / losses[2]
+            figures |= {"balance_loss": float(losses[0]), "z_loss": float(losses[1])}
+        report = self._meter.of_all_ranks().report()
         if report is not None:
             figures |= {"router_entropy": report.decision_entropy, "load_entropy": report.load_entropy}
             figures |= {"dead_experts": len(report.dead), "max_violation": report.max_violation}
@@ -84,6 +97,11 @@ class StepFigures:
             self._record_routing(report)
             self._meter.clear()
         return figures
+
+    def trained(self) -> list[tuple[str, int, int]]:
+        """Domain, rows and tokens that all processes have seen of it since the start."""
+        rows, tokens = ranks.total(self.rows).tolist(), ranks.total(self.tokens).tolist()
+        return list(zip(self._domains, rows, tokens, strict=True))
 
     def _memory(self) -> dict[str, float]:
         """Of a GPU the most since the start; else resident of this process now. And its share of what can be had."""

@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
+from dylora_moe import ranks
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.inspect import view_data
-from dylora_moe.errors import RunError
+from dylora_moe.errors import NotFinite, RunError
 from dylora_moe.evaluate.generate import Answer, generate_answers
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.run_dir import (
@@ -43,7 +44,7 @@ from dylora_moe.train.session import Session, Stages, build_trainer, calibrate_r
 from dylora_moe.train.signs import Setup
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trackers import Sample, Trackers
-from dylora_moe.train.trainer import NotFinite, RoutedTrainer
+from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner import save_model
 
 # Characters by which a person knows a row again.
@@ -83,14 +84,22 @@ def fit(
             session,
             stop=stop,
             tell=stages.tell,
-            callbacks=[ShowProgress(stages.console), Track(trackers), watch, live, *callbacks],
+            callbacks=[
+                ShowProgress(stages.console),
+                Track(trackers, None if place else run / CHECKPOINTS),
+                watch,
+                live,
+                *callbacks,
+            ],
             extra=lambda: {"trackers": trackers.state()},
+            saved=stages.saved,
         )
         if session.config.torch_compile:
             compile_layers(session.model, stages.tell)
-        plan = plan_memory(session, trainer)
-        stages.plan(plan)
-        trainer.use_plan(plan)
+        if session.config.sharding == "none" or ranks.count() == 1:  # of parts there is no estimate
+            plan = plan_memory(session, trainer)
+            stages.plan(plan)
+            trainer.use_plan(plan)
         if checkpoint is None:
             _start_folder(session)
             trackers.start()
@@ -105,28 +114,34 @@ def fit(
     answers = _answers(session)
     trackers.log_samples(trainer.state.global_step, _samples(session, answers))
     result = _result(session, trainer, start, after, answers)
-    shutil.rmtree(run / FINAL, ignore_errors=True)  # of this run, if it was killed before it had its result
+    ranks.by_first(lambda: _write_model(session))
+    trackers.log_best_model(run / FINAL)
+    run.write(RESULT, result)
+    return result
+
+
+def _write_model(session: Session) -> None:
+    folder = session.run / FINAL
+    shutil.rmtree(folder, ignore_errors=True)  # of this run, if it was killed before it had its result
     save_model(
         session.model,
-        run / FINAL,
+        folder,
         base_name=session.config.base_model,
         base_revision=session.base.resolved.revision,
         tokenizer=session.base.tokenizer,
     )
-    trackers.log_best_model(run / FINAL)
-    run.write(RESULT, result)
-    return result
 
 
 @contextmanager
 def tracking(config: RunConfig, run: RunDir, stages: Stages) -> Iterator[Trackers]:
     """The run's trackers, ended however the block ends."""
     trackers = Trackers(
-        config.report_to,
+        config.report_to if ranks.is_first() else (),
         folder=run / TRACKERS,
         run_name=config.run_name,
         config=config.model_dump(mode="json"),
         environment=environment() if config.report_to else {},
+        artifacts=config.wandb_artifacts,
         tell=stages.tell,
     )
     try:
@@ -168,7 +183,8 @@ def _fit(session: Session, trainer: RoutedTrainer, checkpoint: Path | None) -> N
         trainer.train_from(checkpoint)
     except NotFinite as error:
         tokenizer = session.base.tokenizer
-        rows = [str(tokenizer.decode(row, skip_special_tokens=True)) for batch in error.batches for row in batch]
+        own = [str(tokenizer.decode(row, skip_special_tokens=True)) for batch in error.batches for row in batch]
+        rows = [row for of_rank in ranks.gather(own) for row in of_rank]
         shown = "; ".join(repr(" ".join(row.split())[:_SHOWN_OF_A_ROW]) for row in rows)
         raise RunError(
             f"{error} The step was not made, and the one before it is kept as a checkpoint. Lower learning_rate or "
@@ -248,7 +264,7 @@ def _result(
     answers: list[Answer],
 ) -> dict[str, Any]:
     """The record that ends a run; the answers also go to the samples file."""
-    samples = []
+    samples, trained = [], trainer.figures.trained()
     for domain, old, new in zip(session.data.domains, start.answers, answers, strict=False):
         samples.append({"domain": domain, "before": asdict(old), "after": asdict(new)})
         session.run.append(SAMPLES, {"step": 0, "domain": domain, **asdict(old)})
@@ -258,13 +274,8 @@ def _result(
         "base_model": session.config.base_model,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
-        "tokens": int(trainer.figures.tokens.sum()),
-        "trained": [
-            {"domain": domain, "rows": int(rows), "tokens": int(tokens)}
-            for domain, rows, tokens in zip(
-                session.data.domains, trainer.figures.rows, trainer.figures.tokens, strict=True
-            )
-        ],
+        "tokens": sum(tokens for _, _, tokens in trained),
+        "trained": [{"domain": domain, "rows": rows, "tokens": tokens} for domain, rows, tokens in trained],
         "parameters": [asdict(part) for part in count_parameters(session.model)],
         "before": asdict(start.before),
         "after": asdict(after),
@@ -281,5 +292,5 @@ def _start_folder(session: Session) -> None:
 
 
 def _copy_removed(session: Session) -> None:
-    if session.data.removed_file.stat().st_size:
+    if session.run.writes and session.data.removed_file.stat().st_size:
         shutil.copyfile(session.data.removed_file, session.run / REMOVED)

@@ -4,42 +4,58 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dylora_moe import ranks
 from dylora_moe.config import RunConfig
-from dylora_moe.config.presets import name_run, settle
+from dylora_moe.config.presets import AUTO, name_run, settle
 from dylora_moe.errors import DyLoraError, RunError
 from dylora_moe.evaluate.load import read_config
-from dylora_moe.run_dir import CHECKPOINTS, RESULT, RunDir
+from dylora_moe.remote.fetching import read_remote
+from dylora_moe.run_dir import CHECKPOINTS, CONFIG, RESULT, RunDir
 from dylora_moe.train.checkpoint import find_fault, find_newest
 from dylora_moe.train.keeper import RUN
 from dylora_moe.train.machine import this_machine
+from dylora_moe.train.spreading import spread
 
 # They say where a run is, how it is kept and watched, and change no figure of it.
 _HARMLESS = {
     "output_dir",
+    "remote_dir",
     "run_name",
     "save_steps",
     "save_total_limit",
     "resume",
     "wandb_checkpoint_artifact",
     "report_to",
+    "wandb_artifacts",
     "preset",
     "scenario",
+    "sharding",
     "dataloader_num_workers",
     "dataloader_pin_memory",
 }
 # Of an unfinished run: it has only its lines of metrics elsewhere.
-_LINES_ELSEWHERE = {"logging_steps"}
+LINES_ELSEWHERE = {"logging_steps"}
 
 
-def settle_here(config: RunConfig) -> RunConfig:
-    """The run as this machine trains it, or as the machine did that began it."""
+def settle_here(config: RunConfig, tell: Callable[[str], None] = lambda text: None) -> RunConfig:
+    """The run as this machine trains it, or as the machine did that began it; a remote folder is waited for."""
     machine = this_machine()
-    run = RunDir(name_run(config, machine).run_dir)
+    named = name_run(config, machine)
     try:
-        stored = read_config(run).preset
+        stored = read_config(RunDir(named.run_dir)).preset
     except DyLoraError:  # no run of ours, or none yet
-        stored = None
+        stored = _remote_preset(named, tell)
     return settle(config, machine, stored)
+
+
+def _remote_preset(config: RunConfig, tell: Callable[[str], None]) -> str | None:
+    """That of the machine which began the run, where only the remote folder knows."""
+    if config.remote_dir is None or config.preset != AUTO:
+        return None
+    text = read_remote(f"{config.remote_dir.rstrip('/')}/{config.run_name}", CONFIG, tell)
+    return None if text is None else yaml.safe_load(text).get("preset")
 
 
 def fetch_nothing(name: str) -> Path:
@@ -75,6 +91,17 @@ def find_start(
     return None if config.resume in ("auto", "never") else _check_given(Path(config.resume).expanduser(), config)
 
 
+def find_start_together(
+    run: RunDir, config: RunConfig, tell: Callable[[str], None], fetch: Callable[[str], Path] = fetch_nothing
+) -> Path | None:
+    """`find_start` by the first process of a run, for all, who have the checkpoint on their disks by then."""
+    found = ranks.by_first(lambda: [str(path) for path in [find_start(run, config, tell, fetch)] if path is not None])
+    if not found:
+        return None
+    spread(Path(found[0]))
+    return Path(found[0])
+
+
 def _check_unfinished(run: RunDir, config: RunConfig) -> None:
     if run.is_empty:
         return
@@ -92,7 +119,7 @@ def _check_unfinished(run: RunDir, config: RunConfig) -> None:
             f"a run folder must be new or empty, and {run.path} holds something else. "
             "Move or delete it, or choose another --run_name; nothing was changed."
         )
-    if changed := differences(stored, config, also_harmless=_LINES_ELSEWHERE):
+    if changed := differences(stored, config, also_harmless=LINES_ELSEWHERE):
         raise RunError(
             f"{run.path} holds an unfinished run with other settings: {changed}. Go on with its own, or choose another "
             "--run_name; nothing was changed."
@@ -109,7 +136,7 @@ def _check_given(checkpoint: Path, config: RunConfig) -> Path:
         raise RunError(
             f"resume must be auto, never or the folder of a sound checkpoint, and {checkpoint} is none: {fault}."
         )
-    if changed := differences(read_config(RunDir(checkpoint / RUN)), config, also_harmless=_LINES_ELSEWHERE):
+    if changed := differences(read_config(RunDir(checkpoint / RUN)), config, also_harmless=LINES_ELSEWHERE):
         raise RunError(f"the checkpoint {checkpoint} is of a run with other settings: {changed}. Go on with its own.")
     return checkpoint
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dylora_moe import ranks
 from dylora_moe.data.batching import PlannedBatchSampler, TokenizedRow
 from dylora_moe.data.tokenize import IGNORED
 from dylora_moe.train.fit import Estimator, Pass, Plan, Workload, make_plan
@@ -49,9 +50,10 @@ def count_work(session: Session, trainer: RoutedTrainer) -> Counts:
 
 
 def largest_batch(trainer: RoutedTrainer) -> list[Any]:
-    """The items of the batch of the first epoch that has most tokens, padding included."""
+    """The items of the batch that has most tokens in the first epoch, padding included; a process's share of it."""
     sampler = trainer.sampler
-    return max(sampler.plan(0), key=lambda batch: len(batch) * _longest(sampler, batch))
+    shares = (batch[:: sampler.num_ranks] for batch in sampler.plan(0))
+    return max(shares, key=lambda share: len(share) * _longest(sampler, share))
 
 
 def make_workload(session: Session, trainer: RoutedTrainer) -> Workload:
@@ -75,7 +77,10 @@ def plan_memory(session: Session, trainer: RoutedTrainer) -> Plan:
         RunError: It does not; the text says what to change.
     """
     model = session.model
-    return make_plan(Estimator(model), make_workload(session, trainer), available_memory(model.device))
+    available = available_memory(model.device)
+    if model.device.type == "cpu":
+        available //= ranks.on_this_machine()
+    return make_plan(Estimator(model), make_workload(session, trainer), available)
 
 
 def _longest(sampler: PlannedBatchSampler[Any], batch: Sequence[Any]) -> int:

@@ -1,11 +1,13 @@
 """A batch in equal parts: what a step does when the whole batch does not fit into memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
+
+from dylora_moe import ranks
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -26,3 +28,18 @@ def split_batch(batch: Mapping[str, Tensor], parts: int) -> list[dict[str, Tenso
     parts = min(parts, rows)
     cuts = [rows * at // parts for at in range(parts + 1)]
     return [{name: value[start:end] for name, value in batch.items()} for start, end in pairwise(cuts)]
+
+
+def split_together(
+    batch: Mapping[str, Tensor], parts: int, make_padding: Callable[[], dict[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """`split_batch` of a process's share: as many parts as any other process has, since all make the same passes.
+
+    Args:
+        batch: The share.
+        parts: As of `split_batch`, the same in all processes.
+        make_padding: Gives a part that counts for nothing, for a short last batch of which another has more rows.
+    """
+    own = split_batch(batch, parts)
+    missing = ranks.most(len(own)) - len(own) if parts > 1 else 0
+    return own + [make_padding() for _ in range(missing)]

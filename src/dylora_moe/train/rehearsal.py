@@ -73,7 +73,7 @@ def rehearse(config: RunConfig, stages: Stages | None = None, stop: StopSignals 
         DyLoraError: What would stop the run, too; or a checkpoint does not come back as it was written.
     """
     stages, stop = stages or Stages(), stop or StopSignals()
-    config = settle_here(with_full_paths(config))
+    config = settle_here(with_full_paths(config).model_copy(update={"remote_dir": None}))
     check_machine(config)
     if config.mode == "continual":
         config = _first_skill(config, stages)

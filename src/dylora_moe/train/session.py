@@ -1,13 +1,16 @@
 """Settings -> what a run trains with: base, data, model and trainer, each shown and checked."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
+from dylora_moe import ranks
 from dylora_moe.bases import LoadedBase, load_base
 from dylora_moe.config import RunConfig
 from dylora_moe.data.batching import Collator, pad_token_id
@@ -27,6 +30,7 @@ from dylora_moe.train.evaluator import Evaluator
 from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Keeper
 from dylora_moe.train.parameters import PartCount, check_parameters, count_parameters
+from dylora_moe.train.sharding import shard_base
 from dylora_moe.train.stopping import StopSignals
 from dylora_moe.train.trainer import RoutedTrainer
 from dylora_moe.tuner import DyLoraModel, ExpertConfig, RoutingConfig
@@ -38,11 +42,15 @@ _CALIBRATION_ROWS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Called with what each stage made, so that a shell can show it; each does nothing by default."""
+    """Called with what each stage made, so that a shell can show it; each does nothing by default.
+
+    `saved` is called when the run folder has something new to go on from.
+    """
 
     data: Callable[[DataBundle], None] = lambda data: None
     parameters: Callable[[list[PartCount]], None] = lambda parts: None
     plan: Callable[[Plan], None] = lambda plan: None
+    saved: Callable[[], None] = lambda: None
     console: Console = field(default_factory=lambda: Console(quiet=True))
 
     def tell(self, text: str) -> None:
@@ -75,17 +83,24 @@ class Session:
 
 def prepare(config: RunConfig, run: RunDir, stages: Stages) -> Session:
     """Base, data and model, each shown and checked; nothing is written yet."""
-    registry = registry_of(config.data_registry)
-    for dataset in config.datasets:  # a typo costs no download
-        check_path(parse_dataset_spec(dataset, registry), registry)
+    ranks.by_first(lambda: _check_paths(config))  # a typo costs no download
     base = load_run_base(config, stages)
-    data = build_run_data(config, base.tokenizer, tell=stages.console.print)
+    data = ranks.in_turn(lambda: build_run_data(config, base.tokenizer, tell=stages.console.print))
     stages.data(data)
     _check_metric(config, data.domains)
     model = build_model(config, base)
     stages.parameters(count_parameters(model))
     check_parameters(model)
-    return Session(config=config, run=run, base=base, data=data, model=model, head=read_head(model.lm))
+    head = read_head(model.lm)
+    if config.sharding == "full" and ranks.count() > 1:
+        shard_base(model)
+    return Session(config=config, run=run, base=base, data=data, model=model, head=head)
+
+
+def _check_paths(config: RunConfig) -> None:
+    registry = registry_of(config.data_registry)
+    for dataset in config.datasets:
+        check_path(parse_dataset_spec(dataset, registry), registry)
 
 
 def load_run_base(config: RunConfig, stages: Stages) -> LoadedBase:
@@ -140,6 +155,7 @@ def build_trainer(
     tell: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
     extra: Callable[[], Mapping[str, Any]] = dict,
+    saved: Callable[[], None] = lambda: None,
 ) -> RoutedTrainer:
     """transformers' Trainer with our losses, recording into the run folder.
 
@@ -149,16 +165,22 @@ def build_trainer(
         tell: Takes what a person should know.
         callbacks: More of them.
         extra: Gives what else checkpoints are to remember, as JSON has it.
+        saved: Called after each checkpoint.
     """
     run, config, data = session.run, session.config, session.data
-    sampler, padding = make_sampler(config, data.train, data.domains), pad_token_id(session.base.tokenizer)
+    sampler = make_sampler(config, data.train, data.domains, rank=ranks.rank(), num_ranks=ranks.count())
+    padding = pad_token_id(session.base.tokenizer)
 
     def record_routing(step: int, split: str, report: RoutingReport) -> None:
         run.append(ROUTING, {"step": step, "split": split, **asdict(report)})
 
     return RoutedTrainer(
         session.model,
-        training_arguments(config, steps_per_epoch=-(-len(sampler) // config.gradient_accumulation_steps)),
+        training_arguments(
+            config,
+            steps_per_epoch=-(-len(sampler) // config.gradient_accumulation_steps),
+            leaves_parameters_out=session.expert is not None,
+        ),
         head=session.head,
         train_rows=data.train,
         sampler=sampler,
@@ -175,12 +197,14 @@ def build_trainer(
         load_best=config.load_best_model_at_end,
         record_routing=record_routing,
         expert=session.expert,
+        divided=config.sharding == "zero2" and ranks.count() > 1,
         keeper=Keeper(
             run / CHECKPOINTS,
             keep=config.save_total_limit,
             keep_best=config.load_best_model_at_end,
             copy_run=run.copy_to,
             extra=extra,
+            saved=saved,
         ),
         stop=stop,
         tell=tell,
@@ -221,3 +245,21 @@ def check_machine(config: RunConfig) -> None:
     """
     if config.fp16 and not torch.cuda.is_available():
         raise ConfigError("fp16 needs a GPU, and this machine has none. Use --bf16 or --no-bf16 (float32).")
+    if config.activation_offload and not torch.cuda.is_available():
+        raise ConfigError("activation_offload needs a GPU to take from, and this machine has none. Leave it out.")
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"Accelerate must not divide what trains, and its {name} plugin is on. Start without it; for a base "
+                "that one device cannot hold, set sharding: full, for very many experts sharding: zero2."
+            )
+    if config.sharding == "zero2" and ranks.count() > 1 and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "sharding: zero2 needs DeepSpeed. Install it: pip install 'dylora-moe[deepspeed]', or leave sharding out."
+        )
+    if config.batch_size % ranks.count():
+        raise ConfigError(
+            "batch_size must be a multiple of the number of processes, which share each batch, got "
+            f"{config.batch_size} with {ranks.count()} processes. Change one of them; with gradient_accumulation_steps "
+            "the effective batch can stay as it is."
+        )

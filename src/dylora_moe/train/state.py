@@ -1,7 +1,8 @@
 """Weights, optimizer and random numbers, as files of tensors and JSON: no pickle, and back bit for bit."""
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dylora_moe import ranks
 from dylora_moe.errors import RunError
 from dylora_moe.tuner import DyLoraModel
 
@@ -55,9 +57,8 @@ def _fits(saved: Tensor | None, own: Tensor | None) -> bool:
     return saved is not None and own is not None and (saved.shape, saved.dtype) == (own.shape, own.dtype)
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> dict[str, Any]:
-    """Write the tensors of the optimizer's state, and return the rest of it as JSON has it."""
-    state = optimizer.state_dict()
+def save_optimizer(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the tensors of an optimizer's state dict, and return the rest of it as JSON has it."""
     tensors = {
         f"{number}.{name}": value.contiguous() for number, of in state["state"].items() for name, value in of.items()
     }
@@ -78,8 +79,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, record: Mappi
 def random_state() -> Saved:
     """The state of the random numbers of Python, numpy and torch, on the CPU and on every GPU."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+    states |= {f"cuda.{number}": torch.cuda.get_rng_state(index) for number, index in enumerate(_gpus())}
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     states["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return Saved(tensors=states, record={"python": random.getstate(), "numpy": [kind, place, has_gauss, gauss]})
@@ -93,5 +93,18 @@ def set_random_state(saved: Saved) -> None:
     kind, place, has_gauss, last = record["numpy"]
     np.random.set_state((kind, states["numpy"].numpy().astype(np.uint32), place, has_gauss, last))
     torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([states[f"cuda.{index}"] for index in range(torch.cuda.device_count())])
+    for number, index in enumerate(_gpus()):
+        torch.cuda.set_rng_state(states[f"cuda.{number}"], index)
+
+
+def seed_rank(name: str) -> None:
+    """Let this process draw from torch other numbers than the others do: for dropout of other rows."""
+    digest = hashlib.sha256(f"{name}/{ranks.rank()}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def _gpus() -> Sequence[int]:
+    """That this process draws random numbers on: its own, where there are several processes."""
+    if not torch.cuda.is_available():
+        return ()
+    return range(torch.cuda.device_count()) if ranks.count() == 1 else [torch.cuda.current_device()]

@@ -36,11 +36,13 @@ class StopSignals:
 
     Attributes:
         announce: Tells it, in a signal handler.
+        most: The largest of the numbers that the processes of a run give; what was given, where there is one process.
     """
 
     def __init__(self, deferring: str = "stopping after a checkpoint. Ctrl-C ends at once, without.") -> None:
         self._deferring = deferring
         self.announce: Callable[[str], None] = announce
+        self.most: Callable[[int], int] = lambda number: number
         self._deferred = False
         self._came: str | None = None
         self._before: dict[int, Any] = {}
@@ -71,12 +73,14 @@ class StopSignals:
         return self._came
 
     def check(self) -> None:
-        """End here if a signal came.
+        """End here if a signal came, to this process or to another one of the run; all of them ask together.
 
         Raises:
             Stopped: It did.
         """
-        if self._came is not None:
+        came = self.most(signal.Signals[self._came] if self._came is not None else 0)
+        if came:
+            self._came = self._came or signal.Signals(came).name
             raise Stopped(self._came)
 
     def _take(self, number: int, frame: FrameType | None) -> None:

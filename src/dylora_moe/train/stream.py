@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from transformers import set_seed
 
+from dylora_moe import ranks
 from dylora_moe.bases import LoadedBase
 from dylora_moe.config import RunConfig, to_yaml
 from dylora_moe.data.bundle import DataBundle
@@ -30,11 +31,11 @@ from dylora_moe.train.arrival import data_hash
 from dylora_moe.train.folder import differences
 from dylora_moe.train.session import Stages, build_model, load_run_base
 from dylora_moe.tuner import DyLoraModel, load_model, save_model
-from dylora_moe.tuner.exchange import EXPERTS_FOLDER, read_description
+from dylora_moe.tuner.folder import EXPERTS_FOLDER, read_description
 from dylora_moe.tuner.inspect import check_name
 
 # Of a stream these say what comes, not what was learned.
-_MAY_CHANGE = {"skills", "allow_expert_growth", "max_experts"}
+MAY_CHANGE = {"skills", "allow_expert_growth", "max_experts"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +95,14 @@ class Stream:
 
     def commit(self, stage: RunDir, record: StageRecord) -> None:
         """Make a stage count, whose model is written."""
+        ranks.by_first(lambda: self._write(stage, record))
+        self.records.append(record)
+
+    def _write(self, stage: RunDir, record: StageRecord) -> None:
         if done := read_stages(self.run):
             share_files(stage / FINAL, done[-1][0] / FINAL)
         save_library(self.library, stage.path)
         stage.write(STAGE, asdict(record))
-        self.records.append(record)
 
     def check_data(self, name: str, data: DataBundle) -> None:
         """See that a skill learned before has the rows that it was learned from.
@@ -127,7 +131,7 @@ class Stream:
 
 def stage_folder(run: RunDir, place: int, skill: str) -> RunDir:
     """The folder of a stage: `stages/03-flask`."""
-    return RunDir(run / STAGES / f"{place + 1:02d}-{_slug(skill)}")
+    return RunDir(run / STAGES / f"{place + 1:02d}-{_slug(skill)}", writes=run.writes)
 
 
 def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
@@ -142,6 +146,7 @@ def stage_config(config: RunConfig, skill: Skill, stage: RunDir) -> RunConfig:
         "max_experts": None,
         "output_dir": stage.path.parent,
         "run_name": stage.path.name,
+        "remote_dir": None,  # the stream's is enough
         "num_experts": 1,
         "lora_r": rank,
         "lora_alpha": alpha,
@@ -180,7 +185,7 @@ def claim_folder(run: RunDir, config: RunConfig) -> None:
         raise RunError(
             f"{run.path} holds a stream, and resume is never. Go on with auto, or choose another --run_name."
         )
-    if changed := differences(read_config(run), config, also_harmless=_MAY_CHANGE):
+    if changed := differences(read_config(run), config, also_harmless=MAY_CHANGE):
         raise RunError(f"{run.path} holds a stream with other settings: {changed}. Go on with its own.")
 
 

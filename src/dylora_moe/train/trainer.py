@@ -3,20 +3,20 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from dylora_moe import ranks
 from dylora_moe.data.batching import NO_DOMAIN, Collator, PlannedBatchSampler, TokenizedRow
 from dylora_moe.data.packing import PackCollator, PackedBatchSampler, PackedDataset
-from dylora_moe.errors import RunError
+from dylora_moe.errors import NotFinite, OnlyHere, RunError
 from dylora_moe.evaluate.losses import Evaluation
 from dylora_moe.evaluate.routing import RoutingReport
 from dylora_moe.train.callbacks.clock import AtStart, StepClock
@@ -26,23 +26,14 @@ from dylora_moe.train.fit import Plan
 from dylora_moe.train.keeper import Checkpoint, Keeper
 from dylora_moe.train.memory import return_freed_memory
 from dylora_moe.train.parameters import parameter_groups
-from dylora_moe.train.parts import is_out_of_memory, num_rows, split_batch
-from dylora_moe.train.state import Saved
+from dylora_moe.train.parts import is_out_of_memory, num_rows, split_together
+from dylora_moe.train.sharding import average_gradients, is_sharded
+from dylora_moe.train.state import seed_rank
 from dylora_moe.train.stopping import Stopped, StopSignals, ignore_signals
+from dylora_moe.train.sums import put_sums
+from dylora_moe.train.zero import DividedOptimizer
 from dylora_moe.tuner import BatchLoad, DyLoraModel, LoadWindow
 from dylora_moe.tuner.head import Head
-
-
-class NotFinite(RunError):
-    """The gradients of a step are no numbers; the step was not made.
-
-    Attributes:
-        batches: input_ids of its batches, (batch, tokens) each.
-    """
-
-    def __init__(self, step: int, norm: float, batches: Sequence[Tensor]) -> None:
-        super().__init__(f"The gradients of step {step} must be finite, got a norm of {norm}.")
-        self.batches = batches
 
 
 class RoutedTrainer(Trainer):
@@ -65,6 +56,7 @@ class RoutedTrainer(Trainer):
         patience: Evaluations in a row without a new best one after which to stop.
         load_best: End with the weights of the best evaluation.
         expert: The one that learns, once it is mature by itself; None for all of them under the router.
+        divided: Divide gradients and moments among the processes (DeepSpeed).
         record_routing: Takes the step, `train` or `validation`, and how tokens were routed since last time.
         keeper: Writes the checkpoints.
         stop: Says when to end early.
@@ -90,6 +82,7 @@ class RoutedTrainer(Trainer):
         patience: int | None,
         load_best: bool,
         expert: str | None,
+        divided: bool,
         record_routing: Callable[[int, str, RoutingReport], None],
         keeper: Keeper,
         stop: StopSignals,
@@ -115,6 +108,8 @@ class RoutedTrainer(Trainer):
         self.balance_coefficient, self.z_coefficient = balance_coefficient, z_coefficient
         self.router_learning_rate, self.schedule = router_learning_rate, schedule
         self.patience, self.load_best, self.expert = patience, load_best, expert
+        self._divide = divided
+        self._divided: DividedOptimizer | None = None
         self.record_routing, self.keeper, self.stop, self.tell = record_routing, keeper, stop, tell
         self._checkpoint: Checkpoint | None = None
         self.figures = StepFigures(
@@ -139,8 +134,8 @@ class RoutedTrainer(Trainer):
         """Compute batches in as many parts as fit into memory, and give back what is freed where that is short."""
         if plan.gives_back:
             return_freed_memory()
-        self.parts = max(self.parts, plan.split)
-        self.evaluator.rows = -(-self.evaluator.rows // plan.evaluation_split)
+        self.parts = max(self.parts, ranks.most(plan.split))
+        self.evaluator.rows = -(-self.evaluator.rows // ranks.most(plan.evaluation_split))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in an order that seed and epoch decide."""
@@ -152,7 +147,10 @@ class RoutedTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             worker_init_fn=ignore_signals,
         )
-        return self.accelerator.prepare(loader)
+        # Of each batch the sampler gives this process its share: nothing is left to divide.
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True, rng_types=[]
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One group of parameters for the experts, and one or two for the router."""
@@ -161,6 +159,9 @@ class RoutedTrainer(Trainer):
             groups = parameter_groups(self.routed, router_learning_rate=rate)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **options, weight_decay=self.args.weight_decay)
+            if self._divide:
+                self._divided = DividedOptimizer(self.routed, self.optimizer, max_grad_norm=self.args.max_grad_norm)
+                self.optimizer, self.model_wrapped = self._divided, self._divided.engine
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -203,25 +204,30 @@ class RoutedTrainer(Trainer):
         return loss
 
     def _in_parts(self, model: Any, inputs: dict[str, Any], num_items: Any) -> Tensor:
-        parts = split_batch(inputs, self.parts)
+        parts = split_together(inputs, self.parts, lambda: self.data_collator([]))
         if len(parts) == 1:
-            return super().training_step(model, dict(inputs), num_items)
-        self._load = self._load_of(parts)
+            return self._pass(model, dict(inputs), num_items, last=True)
+        self._load = self._load_of_parts(parts)
         total = torch.zeros((), device=self.args.device)
         try:
             for part in parts:
                 self.stop.check()
-                total = total + super().training_step(model, part, num_items)
+                total = total + self._pass(model, part, num_items, last=part is parts[-1])
         finally:
             self._load = None
         return total
 
+    def _pass(self, model: Any, part: dict[str, Any], num_items: Any, *, last: bool) -> Tensor:
+        if self._divided is not None:
+            self._divided.expect(last=last and self.accelerator.sync_gradients)
+        return super().training_step(model, part, num_items)
+
     @torch.no_grad()
-    def _load_of(self, parts: Sequence[dict[str, Any]]) -> BatchLoad | None:
+    def _load_of_parts(self, parts: Sequence[dict[str, Any]]) -> BatchLoad | None:
         """The load of the whole batch, for the balance loss of its parts: one more forward pass."""
         if not self.routed.routers or not (self.balance_coefficient or self.z_coefficient):
             return None
-        load = BatchLoad(self.window)
+        load = BatchLoad(self.window, ranks.total)
         self.routed.train()
         for part in parts:
             batch = self._prepare_inputs(dict(part))
@@ -229,9 +235,20 @@ class RoutedTrainer(Trainer):
             with self.compute_loss_context_manager():
                 self.routed(hidden_only=True, token_mask=domain != NO_DOMAIN, **batch)
             load.count(self.routed.decisions)
-        return load
+        return load.close()
+
+    def _load_of_pass(self) -> BatchLoad:
+        """The load of a batch that was computed at once, here and in the other processes."""
+        load = BatchLoad(self.window, ranks.total)
+        load.count(self.routed.decisions)
+        return load.close()
 
     def _halve(self, inputs: Mapping[str, Tensor], error: Exception) -> None:
+        if ranks.count() > 1:  # the others are in the middle of this step, and wait for its gradients
+            raise OnlyHere(
+                f"A step must fit into memory, and this process's share of a batch does not: {error} Lower batch_size "
+                "and raise gradient_accumulation_steps as much, or set gradient_checkpointing."
+            ) from error
         if self.parts >= num_rows(inputs):
             raise RunError(
                 f"A step must fit into memory, and one row of {inputs['input_ids'].shape[1]} tokens does not: {error} "
@@ -244,7 +261,7 @@ class RoutedTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.set_sums(self.keeper.moment.sums)
+        put_sums(self, self.keeper.moment.sums)
         self.window.clear()
 
     def compute_loss(
@@ -254,20 +271,22 @@ class RoutedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Language loss per labelled token of the optimizer step, plus the weighted losses on routing."""
+        """Language loss per labelled token of the optimizer step, plus the weighted losses on routing.
+
+        Of a batch that processes share, the mean over them.
+        """
         domain = inputs.pop("domain")
         labels = inputs["labels"]
         with self._alone():
             nll = self.head.nll(model(hidden_only=True, token_mask=domain != NO_DOMAIN, **inputs), labels)
         count = nll.numel() if num_items_in_batch is None else num_items_in_batch
         language = nll.sum() / count
-        routed, load = self.routed, self._load
-        auxiliary = routed.auxiliary_losses(self.window if load is None else load)
+        routed, load = self.routed, self._load or self._load_of_pass()
+        auxiliary = routed.auxiliary_losses(load)
         extra = self.balance_coefficient * auxiliary.balance + self.z_coefficient * auxiliary.z
-        if load is not None:
-            extra = extra * load.weigh(routed.decisions)
-        self.figures.add(domain, inputs.get("position_ids"), routed.decisions, auxiliary)
-        return language + extra / self.current_gradient_accumulation_steps
+        extra = extra * load.weigh(routed.decisions)
+        self.figures.add(domain, inputs.get("position_ids"), routed.decisions, auxiliary, load.weigh(routed.decisions))
+        return (language + extra / self.current_gradient_accumulation_steps) * ranks.count()
 
     def _alone(self) -> AbstractContextManager[None]:
         """Inside the block the expert that learns answers alone, but for its immature time among the others."""
@@ -276,7 +295,9 @@ class RoutedTrainer(Trainer):
         return self.routed.forced(self.expert)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm: Any = super()._clip_grad_norm(model)
+        if is_sharded(model):
+            average_gradients(model)
+        norm: Any = super()._clip_grad_norm(model) if self._divided is None else self._divided.norm()
         # With a scaler, steps of such gradients are left out and tried with a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(norm):
             raise NotFinite(self.state.global_step + 1, float(norm), [batch["input_ids"] for batch in self._passed])
@@ -342,8 +363,9 @@ class RoutedTrainer(Trainer):
                 self._train_from(folder)
                 self.stop.check()
             except (Exception, Stopped) as error:
-                with suppress(RunError):  # that a checkpoint cannot be written may be the error itself
-                    self.keeper.save(self)
+                if ranks.count() == 1 or ranks.reaches_all(error):
+                    with suppress(RunError):  # that a checkpoint cannot be written may be the error itself
+                        self.keeper.save(self)
                 if self.stop.came is not None:
                     raise Stopped(self.stop.came) from error
                 if is_out_of_memory(error):
@@ -353,6 +375,7 @@ class RoutedTrainer(Trainer):
                     ) from error
                 raise
         self._take_best()
+        ranks.share_random()  # for what comes after: each drew its own dropout
 
     def _train_from(self, folder: Path | None) -> None:
         if self._checkpoint is None:
@@ -372,14 +395,14 @@ class RoutedTrainer(Trainer):
         step = self.state.best_global_step
         if not self.load_best or step is None or step == self.state.global_step:
             return
-        folder, fault = self.keeper.find_best(step)
-        if folder is None:
+        found, fault = self.keeper.find_best(step)
+        if found is None:
             self.tell(
                 f"The best evaluation was at step {step}, but its checkpoint cannot be used: {fault}. The last step's "
                 "weights are kept."
             )
             return
-        Checkpoint(folder).put_weights(self)
+        Checkpoint(found).put_weights(self)
         self.evaluation, self.evaluated_at = self.best, self.state.global_step
         self.tell(f"Took the weights of step {step}, whose evaluation was the best.")
 
@@ -400,35 +423,10 @@ class RoutedTrainer(Trainer):
         if not self.control.should_training_stop:  # by an evaluation that was still to be made
             super()._run_epoch(*args, **kwargs)
 
-    def sums(self) -> Saved:
-        """What was summed up since the last line of metrics and since the start."""
-        figures = self.figures.sums()
-        record = {
-            "figures": figures.record,
-            "last_logged": self._globalstep_last_logged,
-            "evaluated_at": self.evaluated_at,
-            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
-            "best": None if self.best is None else asdict(self.best),
-            "parts": self.parts,
-            "eval_rows": self.evaluator.rows,
-        }
-        return Saved(tensors={**figures.tensors, "loss": self._tr_loss.clone()}, record=record)
-
-    def set_sums(self, saved: Saved) -> None:
-        """Sum on from what `sums` gave."""
-        sums, record = {name: value.to(self.args.device) for name, value in saved.tensors.items()}, saved.record
-        self._tr_loss = sums.pop("loss").clone()
-        self.figures.set_sums(sums, record["figures"])
-        self._globalstep_last_logged = record["last_logged"]
-        evaluation = TypeAdapter(Evaluation | None)
-        self.evaluation, self.best = (evaluation.validate_python(record[name]) for name in ("evaluation", "best"))
-        self.evaluated_at = record["evaluated_at"]
-        # A machine with less memory than that of the checkpoint may have planned for more parts already.
-        self.parts = max(self.parts, record["parts"])
-        self.evaluator.rows = min(self.evaluator.rows, record["eval_rows"])
-
     def _go_on(self) -> None:
         """Called once the Trainer has set its sums to nothing."""
+        if self._checkpoint is None and not ranks.is_first():
+            seed_rank(str(self.args.seed))
         if self._checkpoint is not None:
             self._checkpoint.put_random()
             self._checkpoint.put_sums(self)

@@ -1,6 +1,6 @@
 """Losses on the routing itself, beside the loss of the language model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,33 +39,50 @@ class LoadWindow:
 
 
 class BatchLoad:
-    """The load of one batch that is computed in parts, found before the first of them and added to the window once.
+    """The load of one batch that is computed in parts, found before any of their losses and added to the window once.
 
     With it the parts' balance losses, weighted by `weigh`, sum to that of the whole batch.
+
+    Args:
+        window: Of the optimizer step.
+        total: Sums a tensor over processes that compute other parts of the batch.
     """
 
-    def __init__(self, window: LoadWindow) -> None:
-        self._window = window
+    def __init__(self, window: LoadWindow, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+        self._window, self._total = window, total
         self._loads: dict[int | None, Tensor] = {}
         self._shares: dict[int | None, Tensor] = {}
-        self._units: Tensor | int = 0
+        self._units: Tensor | None = None
 
     def count(self, decisions: Mapping[int | None, Decision]) -> None:
         """Add a part, before any loss is asked for."""
         for key, decision in decisions.items():
             load = decision.load().sum(0)
             self._loads[key] = load + self._loads[key] if key in self._loads else load
-        self._units = self._units + _units(decisions)
+        if decisions:
+            units = _units(decisions)
+            self._units = units if self._units is None else self._units + units
+
+    def close(self) -> "BatchLoad":
+        """All parts are counted: add them to the window."""
+        if self._units is None:
+            return self
+        counted = torch.stack([*self._loads.values()])
+        # In one tensor, since each sum over processes takes its time; float32 counts units exactly up to 2^24.
+        units = self._units.to(counted.dtype).expand(len(counted), 1)
+        summed = self._total(torch.cat([counted, units], 1))
+        self._units = summed[0, -1]
+        for key, load in zip(self._loads, summed[:, :-1], strict=True):
+            self._shares[key] = self._window.add(key, load)
+        return self
 
     def add(self, key: int | None, load: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
         """The share of each expert in the window with all of the batch in it; the load given is part of that."""
-        if key not in self._shares:
-            self._shares[key] = self._window.add(key, self._loads[key])
         return self._shares[key]
 
     def weigh(self, decisions: Mapping[int | None, Decision]) -> Float[Tensor, ""] | float:
         """The share of the batch's units that are in this part."""
-        return _units(decisions) / self._units if decisions else 1.0
+        return _units(decisions) / self._units if self._units is not None else 1.0
 
 
 def _units(decisions: Mapping[int | None, Decision]) -> Tensor:

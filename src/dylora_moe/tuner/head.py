@@ -4,17 +4,23 @@ With V = 262,144 a full (batch, tokens, V) float32 tensor is a gigabyte at a tho
 the gradient of the loss with respect to a hidden state needs nothing from the backward pass but a factor.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import TunerError
+from dylora_moe.tuner import kernels
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100
 
@@ -80,25 +86,80 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        losses, grads = [], []
-        for chunk, wanted in zip(*(each.split(head._rows_of_chunk) for each in (hidden, targets)), strict=True):
-            logits = head.logits(chunk)
-            log_total = logits.logsumexp(-1, keepdim=True)
-            losses.append(_nll(logits, log_total, wanted))
-            if ctx.needs_input_grad[0]:
-                grads.append(_hidden_grad(head, logits, log_total, wanted).to(hidden.dtype))
-        if grads:
-            ctx.save_for_backward(torch.cat(grads))
-        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+        compute = by_liger if _takes_liger(hidden, head) else by_chunks
+        losses, grads = compute(hidden, targets, head, with_gradient=ctx.needs_input_grad[0])
+        if grads is not None:
+            ctx.save_for_backward(grads)
+        ctx.width = hidden.shape[-1]
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
-        if not saved:  # no labelled token at all
-            return None, None, None
+        if not saved:  # no labelled token; zeros, since DDP waits for a gradient of every parameter
+            return grad.new_zeros(0, ctx.width), None, None
         (per_row,) = saved
         return (per_row * grad[:, None].to(per_row.dtype)), None, None
+
+
+def by_chunks(hidden: Tensor, targets: Tensor, head: Head, *, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """nll (n,), and d nll_i / d hidden_i (n, features), with no more logits at a time than a chunk's."""
+    losses, grads = [], []
+    for chunk, wanted in zip(*(each.split(head._rows_of_chunk) for each in (hidden, targets)), strict=True):
+        logits = head.logits(chunk)
+        log_total = logits.logsumexp(-1, keepdim=True)
+        losses.append(_nll(logits, log_total, wanted))
+        if with_gradient:
+            grads.append(_hidden_grad(head, logits, log_total, wanted).to(hidden.dtype))
+    return (
+        torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32),
+        torch.cat(grads) if grads else None,
+    )
+
+
+def by_liger(hidden: Tensor, targets: Tensor, head: Head, *, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The same by the kernels of the package liger-kernel."""
+    return kernels.liger_loss(
+        hidden,
+        targets,
+        head.weight,
+        head.bias,
+        head.softcap,
+        chunk_bytes=4 * _CHUNK_ELEMENTS,  # as many as ours, in float32
+        with_gradient=with_gradient,
+    )
+
+
+def _takes_liger(hidden: Tensor, head: Head) -> bool:
+    """On a GPU, where the package is installed and a trial went well. Other factors of the logits it does not know."""
+    if not hidden.is_cuda or isinstance(hidden, FakeTensor) or head.scale != 1.0 or not len(hidden):
+        return False
+    return passes_trial(hidden.device, hidden.dtype, has_bias=head.bias is not None, is_capped=head.softcap is not None)
+
+
+@cache
+def passes_trial(device: torch.device, dtype: torch.dtype, *, has_bias: bool, is_capped: bool) -> bool:
+    """Whether Liger's kernels give what chunks give there, tried once in a process; if not, the log says so."""
+    if not kernels.has_liger(device, dtype):
+        return False
+    draw = torch.Generator().manual_seed(0)  # its own, so that a run's draws are the same with a trial and without
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=draw).to(device, dtype) for shape in ((48, 72), (520, 72), (520,))
+    )
+    targets = torch.randint(0, 520, (48,), generator=draw).to(device)
+    head = Head(weight=weight * 0.2, bias=bias if has_bias else None, softcap=5.0 if is_capped else None)
+    try:
+        mine, theirs = (
+            [each.float() for each in compute(hidden, targets, head, with_gradient=True) if each is not None]
+            for compute in (by_liger, by_chunks)
+        )
+        passed, why = kernels.are_near(mine, theirs, dtype=dtype), "its numbers are not those of chunks"
+    except Exception as error:  # of a compiler or driver, or of another version: chunks serve
+        passed, why = False, f"{type(error).__name__}: {error}"
+    if not passed:
+        logger.warning("liger-kernel is left aside on %s in %s: %s", device, dtype, why)
+    return passed
 
 
 def _nll(logits: Tensor, log_total: Tensor, targets: Tensor) -> Tensor:

@@ -139,6 +139,11 @@ class DyLoraModel(Overridable):
             if isinstance(module, RoutedLinear):
                 yield name, module
 
+    def follow_moved_weights(self) -> None:
+        """Let all experts, which must all train, lie where an engine has put what an optimizer sees of them."""
+        for _, linear in self.routed_linears():
+            linear.follow_moved_weights()
+
     def forward(
         self,
         *,
@@ -194,7 +199,15 @@ class DyLoraModel(Overridable):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recompute activations in backward, above the tap only; the decisions are remembered, not made again."""
+        """Recompute activations in backward, above the tap only; the decisions are remembered, not made again.
+
+        Args:
+            activation_checkpointing_kwargs: Of `torch.utils.checkpoint.checkpoint`.
+            **kwargs: Of the method of this name of transformers' models, such as `offload`.
+
+        Raises:
+            TunerError: Checkpointing would be reentrant, or the installed transformers cannot offload.
+        """
         given = dict(activation_checkpointing_kwargs or {})
         if given.pop("use_reentrant", False):
             raise TunerError("gradient checkpointing must be non-reentrant, got use_reentrant=True. Leave it out.")
@@ -206,6 +219,8 @@ class DyLoraModel(Overridable):
         if hasattr(self.lm, "activation_checkpointing_enable"):
             self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=given, **kwargs)
         else:  # transformers before 5.23
+            if kwargs.pop("offload", False) or given.pop("offload", False):
+                raise TunerError("activation_offload needs transformers 5.23 or later. Update it, or leave this out.")
             self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given, **kwargs)
         # Only reentrant checkpointing needs inputs that require gradients; here they would keep the layers below
         # the tap in the graph.

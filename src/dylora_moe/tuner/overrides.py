@@ -3,12 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dylora_moe.errors import TunerError
+from dylora_moe.tuner.routed import RoutedLinear
 from dylora_moe.tuner.routing import BASE, ROUTED, Decision, RoutingState
 
 
@@ -21,6 +23,10 @@ class Overridable(nn.Module):
     @abstractmethod
     def expert_names(self) -> tuple[str, ...]:
         """Names in the router's order."""
+
+    @abstractmethod
+    def routed_linears(self) -> Iterator[tuple[str, RoutedLinear]]:
+        """All adapted Linears with their names."""
 
     @contextmanager
     def forced(self, name: str | None) -> Iterator[None]:
@@ -35,6 +41,35 @@ class Overridable(nn.Module):
             yield
         finally:
             self.state.forced = previous
+
+    @contextmanager
+    @torch.no_grad()
+    def merged(self, name: str) -> Iterator[None]:
+        """Inside the block one expert serves every token at the price of the base: its products are in the weights.
+
+        The base's own weights are kept aside, at the memory of the adapted Linears once more, and put back bit for bit.
+        Sums are rounded otherwise than those of `forced`. It is for generation: nothing inside trains the expert.
+
+        Raises:
+            TunerError: There is no such expert, the base is quantised, or it answers alone or merged already.
+        """
+        self.index_of(name)
+        if self.state.disabled:
+            raise TunerError(f"{name!r} cannot be merged while the base answers alone. Leave that block first.")
+        linears = [linear for _, linear in self.routed_linears() if name in linear.lora_A]
+        if wrong := {type(layer).__name__ for linear in linears if type(layer := linear.base_layer) is not nn.Linear}:
+            raise TunerError(f"an expert is merged into Linears with plain weights, the base has {', '.join(wrong)}.")
+        aside: list[tuple[Tensor, Tensor]] = []
+        try:
+            for linear in linears:
+                weight = cast(nn.Linear, linear.base_layer).weight
+                aside.append((weight, weight.data))
+                weight.data = weight.data + linear.get_delta_weight(name).to(weight)
+            with torch.set_grad_enabled(False), self.disabled():
+                yield
+        finally:
+            for weight, data in aside:
+                weight.data = data
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -66,6 +66,15 @@ class PackedFactor(nn.Module):
         runs = [self._addresses[start] for start in self._starts]
         return [w.data_ptr() for w in weights] == self._addresses and [w.data_ptr() for w in self.runs] == runs
 
+    @torch.no_grad()
+    def follow(self, weights: Sequence[nn.Parameter]) -> None:
+        """Make the weights views of the memory that something gave to the one run that is all of them."""
+        (run,) = self.runs
+        self._storage = run.data
+        for weight, part in zip(weights, run.data, strict=True):
+            weight.data = part
+        self._addresses = [part.data_ptr() for part in run.data]
+
     def run_of(self, index: int) -> tuple[nn.Parameter, int] | None:
         """The run in which an expert lies, and its place there; None where none takes gradients."""
         for start, run in zip(self._starts, self.runs, strict=True):

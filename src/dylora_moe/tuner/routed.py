@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from dylora_moe.tuner import kernels
 from dylora_moe.tuner.config import Execution
 from dylora_moe.tuner.packed import PackedFactor
-from dylora_moe.tuner.routing import Decision, RoutingState, Run, run_of_one
+from dylora_moe.tuner.routing import Decision, RoutingState, Run, runs_of_one
 
 # grouped_mm wants strides of whole 16 bytes: widths and ranks in steps of 8 satisfy it in 16- and 32-bit dtypes.
 _STRIDE_STEP = 8
 
 # Tokens from which gathering the factors of a row (r of them) is cheaper than sorting its tokens, measured at r = 16. A
 # constant: the bits of an old expert's output must not change with the experts there are.
-_LONG_ROW = 32
+_LONG_ROW = 64
 
 
 class RoutedLinear(LoraLinear):
@@ -80,12 +80,13 @@ class RoutedLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the routed low-rank products. x: (batch, tokens, features_in) or (tokens, features_in)."""
         routing = self.routing
-        if routing.disabled or self.disable_adapters or self.merged or not self.lora_A:
+        if routing.disabled or self.disable_adapters or self.merged or not self._modules["lora_A"]._modules:  # type: ignore[union-attr]
             return self.base_layer(x, *args, **kwargs)
         if routing.forced is not None or (len(self.expert_names) == 1 and routing.rows is None):
             name = routing.forced or self.expert_names[0]
             if self.execution == "auto" and x.numel() == x.shape[-1] and not torch.is_grad_enabled():
-                return self._few(x, (run_of_one(self.expert_names.index(name), x.device),), *args, **kwargs)
+                runs = runs_of_one(self.expert_names.index(name), x.device)
+                return self._few(x, self._parts_of(runs), *args, **kwargs)
             if self.execution == "rowwise" and name in self.lora_A and x.dim() == 3 and not torch.is_grad_enabled():
                 return self._alone(x, name, *args, **kwargs)
             out = self.base_layer(x, *args, **kwargs)
@@ -97,7 +98,10 @@ class RoutedLinear(LoraLinear):
                 "(model(...), model.generate(...)), not layer by layer."
             )
         if decision.few is not None and self.execution == "auto" and not torch.is_grad_enabled():
-            return self._few(x, decision.few, *args, **kwargs)
+            parts = decision.parts.get(id(self))
+            if parts is None:
+                parts = decision.parts[id(self)] = self._parts_of(decision.few)
+            return self._few(x, parts, *args, **kwargs)
         execution = self._choose(x, decision)
         if execution in ("rowwise", "grouped", "triton"):
             return self._in_place(x, decision, execution, *args, **kwargs)
@@ -127,17 +131,24 @@ class RoutedLinear(LoraLinear):
         scales = torch.tensor([self.scaling[name]], device=x.device)
         return kernels.rowwise(out, inputs, weights, experts, a[None], b[None], scales)
 
-    def _few(self, x: Tensor, runs: Sequence[Run], *args: Any, **kwargs: Any) -> Tensor:
+    def _few(self, x: Tensor, parts: list[kernels.Part], *args: Any, **kwargs: Any) -> Tensor:
         """Few tokens without gradients, as the host knows who serves them."""
-        modules = self._modules  # attributes of an nn.Module take longer to look up than some of the products
-        lora_a, lora_b = (cast(nn.ModuleDict, modules[name])._modules for name in ("lora_A", "lora_B"))
-        parts: list[kernels.Part] = []
-        for run in runs:
-            if (name := self.expert_names[run.expert]) in lora_a:
-                a, b = lora_a[name]._parameters["weight"], lora_b[name]._parameters["weight"]  # type: ignore[union-attr]
-                parts.append((run, a, b, self.scaling[name]))  # type: ignore[arg-type]
-        out = cast(nn.Module, modules["base_layer"])(x, *args, **kwargs)
-        return kernels.few(out, self._inputs(x).flatten(0, -2), parts)
+        base: nn.Module = self._modules["base_layer"]  # type: ignore[assignment]
+        return kernels.few(base(x, *args, **kwargs), self._inputs(x), parts)
+
+    def _parts_of(self, runs: Sequence[Run]) -> list[kernels.Part]:
+        modules: Any = self._modules  # attributes of an nn.Module take longer to look up than some of the products
+        lora_a, lora_b, names, scaling = (
+            modules["lora_A"]._modules,
+            modules["lora_B"]._modules,
+            self.expert_names,
+            self.scaling,
+        )
+        return [
+            (run, lora_a[name]._parameters["weight"], lora_b[name]._parameters["weight"], scaling[name])
+            for run in runs
+            if (name := names[run.expert]) in lora_a
+        ]
 
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
         if self._is_packed:
@@ -230,6 +241,12 @@ class RoutedLinear(LoraLinear):
             for weight, trains in zip(weights, trainable, strict=True):
                 weight.requires_grad_(trains)
         self._is_packed = packable
+
+    def follow_moved_weights(self) -> None:
+        """Take the memory that an engine gave to what trains, where that is all experts, as theirs."""
+        if self._is_packed:
+            self.packed_A.follow(self._weights(self.lora_A))
+            self.packed_B.follow(self._weights(self.lora_B))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """All experts' A's, (N, rank, in), and B's, (N, out, rank), such that gradients reach what trains."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Of a row that has its own say: the router decides, or the base answers alone. Other numbers are those of experts.
 ROUTED, BASE = -1, -2
+# Tokens of one expert up to which a product each is cheaper than one for all, measured at r = 8 and 16.
+_EACH = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +63,8 @@ class Run:
     tokens: Int[Tensor, " run"]
     """Of the flattened batch."""
     weights: Float[Tensor, "run 1"]
-    token: int
-    """The first of them."""
-    weight: float | None
-    """Its weight, where there is no other token."""
+    each: tuple[tuple[int, float], ...]
+    """Token and weight, where they are so few that one by one they take less time; else empty."""
 
 
 def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tuple[Run, ...]:
@@ -84,18 +84,17 @@ def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tu
                 expert=expert,
                 tokens=dispatch.token_of_slot[index],
                 weights=slot_weights[index][:, None],
-                token=tokens[slots[0]],
-                weight=weights[slots[0]] if len(slots) == 1 else None,
+                each=tuple((tokens[slot], weights[slot]) for slot in slots) if len(slots) <= _EACH else (),
             )
         )
     return tuple(found)
 
 
 @cache
-def run_of_one(expert: int, device: torch.device) -> Run:
+def runs_of_one(expert: int, device: torch.device) -> tuple[Run]:
     """The only token of a pass, all of whose weight is one expert's."""
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Run(expert=expert, tokens=zero, weights=torch.ones(1, 1, device=device), token=0, weight=1.0)
+    return (Run(expert=expert, tokens=zero, weights=torch.ones(1, 1, device=device), each=((0, 1.0),)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +123,8 @@ class Decision:
     """The same for a pass without gradients of so few tokens that the host tells each expert what to compute."""
     sure: Bool[Tensor, " units"] | None = None
     """Whether a skill is near enough to each unit; None where the router does not say."""
+    parts: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What each adapted Linear computes of `few`, by its identity: looked up once while this decision stands."""
 
     @property
     def num_experts(self) -> int:

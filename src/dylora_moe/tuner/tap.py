@@ -7,21 +7,20 @@ once a pass, or (transformers before 5.23) again when a layer is recomputed, on 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from dylora_moe.errors import TunerError
 from dylora_moe.tuner.config import RoutingConfig
-from dylora_moe.tuner.prototype import PrototypeRouter, Router, mixed_gates
-from dylora_moe.tuner.router import LinearRouter, dense_gates, sparse_gates
-from dylora_moe.tuner.routing import BASE, Decision, Layout, RoutingState, make_dispatch, runs_of_few
+from dylora_moe.tuner.decide import make_decision
+from dylora_moe.tuner.prototype import PrototypeRouter, Router
+from dylora_moe.tuner.router import LinearRouter
+from dylora_moe.tuner.routing import Decision, Layout, RoutingState
 
 
 def find_documents(
@@ -69,10 +68,6 @@ def pool_prompts(
     return pooled.flatten(0, 1), exists.flatten()
 
 
-# Slots of a pass without gradients up to which one product for each expert that has any is the cheapest on a CPU.
-_FEW_SLOTS = 32
-
-
 class _Reached(Exception):
     """The layer whose input was wanted is reached; the layers above need not run."""
 
@@ -112,6 +107,18 @@ def mean_prompts(decoder: nn.Module, layer: nn.Module, batch: Mapping[str, Tenso
     return pool_prompts(found[0], layout)[0].cpu()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What was decided for the documents whose tokens a cache holds."""
+
+    logits: Tensor
+    sure: Tensor | None
+    step: Decision | None = None
+    """Of a pass of one token a document; the next such pass has the same."""
+    rows: Tensor | None = None
+    """The rows' own say in that pass."""
+
+
 class Tap:
     """Owns the hooks; makes a decision for each router in each pass and puts it into the routing state."""
 
@@ -131,7 +138,7 @@ class Tap:
         self._real: Tensor | None = None
         self._generating, self._is_first, self._prompt_length = False, False, None
         self._filled_cache: Any = None
-        self._kept: WeakKeyDictionary[Any, dict[int | None, tuple[Tensor, Tensor | None]]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Any, dict[int | None, _Judged]] = WeakKeyDictionary()
         self._handles = [
             decoder.register_forward_pre_hook(self._start, with_kwargs=True),
             decoder.register_forward_hook(self._finish, always_call=True),
@@ -167,12 +174,12 @@ class Tap:
         """Remember for a cache what was decided for rows of others: of each one its rows that are there, in order."""
         if self.config.granularity == "token" or not self._has_routers:
             return
-        kept: dict[int | None, tuple[Tensor, Tensor | None]] = {}
+        kept: dict[int | None, _Judged] = {}
         for key in self._kept[parts[0][0]]:
             found = [(self._kept[part][key], list(rows)) for part, rows in parts]
-            logits = torch.cat([logits[rows] for (logits, _), rows in found])
-            surely = [sure[rows] for (_, sure), rows in found if sure is not None]
-            kept[key] = logits, torch.cat(surely) if surely else None
+            logits = torch.cat([judged.logits[rows] for judged, rows in found])
+            surely = [judged.sure[rows] for judged, rows in found if judged.sure is not None]
+            kept[key] = _Judged(logits=logits, sure=torch.cat(surely) if surely else None)
         self._kept[cache] = kept
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -212,8 +219,8 @@ class Tap:
         return Layout(valid=valid, document=document, prompt=self._find_prompt(valid, document))
 
     def _find_prompt(self, valid: Tensor, document: Tensor) -> Tensor:
-        if self.config.granularity == "token":
-            return valid
+        if self.config.granularity == "token" or self._filled_cache is not None:
+            return valid  # each token decides for itself, or what was decided at prefill goes on
         if self._generating:
             if self._prompt_length is None:
                 self._prompt_length = valid.shape[1]
@@ -246,6 +253,10 @@ class Tap:
 
     def _decide(self, key: int | None, router: Router, features: Tensor, layout: Layout) -> Decision:
         batch, tokens, width = features.shape
+        maturity = self.maturity()
+        dense = maturity < 1 or self.state.dense
+        if tokens == 1 and not dense and (step := self._step_before(key, batch)) is not None:
+            return step
         rows = torch.arange(batch, device=features.device)
         if self.config.granularity == "token":
             logits, valid, sure = router(features.reshape(-1, width)), layout.valid.reshape(-1), None
@@ -255,14 +266,13 @@ class Tap:
             per_row = logits.shape[0] // batch
             row_of_unit = rows.repeat_interleave(per_row)
             unit_of_token = (rows[:, None] * per_row + layout.document).reshape(-1)
-        maturity = self.maturity()
         return make_decision(
             logits,
             valid,
             row_of_unit,
             unit_of_token,
             self.config,
-            dense=maturity < 1 or self.state.dense,
+            dense=dense,
             temperature=self._temperature(router, maturity),
             sure=sure,
             speakers=self._speakers(batch, features.device),
@@ -315,112 +325,38 @@ class Tap:
         """Logits of each document, which exist, and which are sure; as made at prefill once the cache holds tokens."""
         if self._filled_cache is not None:
             kept = self._kept.get(self._filled_cache)
-            if kept is None or kept[key][0].shape[0] != features.shape[0]:
+            if kept is None or kept[key].logits.shape[0] != features.shape[0]:
                 raise TunerError(
                     "the cache holds tokens that this model did not route in a batch of "
                     f"{features.shape[0]} rows. Start from an empty cache, so that the decision is made at prefill."
                 )
-            logits, sure = kept[key]
-            return logits, torch.ones(features.shape[0], dtype=torch.bool, device=features.device), sure
+            exist = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+            return kept[key].logits, exist, kept[key].sure
         pooled, exists = pool_prompts(features, layout)
         if isinstance(router, PrototypeRouter):
             logits, sure = router.judge(pooled)
             return logits, exists, sure
         return router(pooled), exists, None
 
+    def _step_before(self, key: int | None, batch: int) -> Decision | None:
+        """What the pass before decided for one token of each document of the cache, where nothing has changed."""
+        kept = self._kept.get(self._filled_cache) if self._filled_cache is not None else None
+        if kept is None or kept[key].rows is not self.state.rows or kept[key].logits.shape[0] != batch:
+            return None
+        return kept[key].step
+
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None and self.config.granularity == "sequence" and self.state.decisions:
-            made = self.state.decisions.items()
-            self._kept[cache] = {key: (decision.logits.detach(), decision.sure) for key, decision in made}
+            self._kept[cache] = {key: self._judged(decision) for key, decision in self.state.decisions.items()}
         self.state.layout = self._filled_cache = None
 
-
-def make_decision(
-    logits: Float[Tensor, "units experts"],
-    valid: Bool[Tensor, " units"],
-    row_of_unit: Int[Tensor, " units"],
-    unit_of_token: Int[Tensor, " tokens"] | None,
-    config: RoutingConfig,
-    *,
-    dense: bool,
-    temperature: float | Tensor | None = None,
-    sure: Bool[Tensor, " units"] | None = None,
-    speakers: Int[Tensor, " batch"] | None = None,
-) -> Decision:
-    """Logits -> weights over experts, and for sparse delegation the tokens sorted by expert.
-
-    Args:
-        logits: Float32.
-        valid: False for padding.
-        row_of_unit: Row of the batch that each unit belongs to.
-        unit_of_token: Unit that decides for each token; None when every token is its own unit.
-        config: Says how many experts contribute, and what answers for units that are not sure.
-        dense: All experts contribute to every unit.
-        temperature: Of weights over all experts, on the scale of the logits; that of the config where not given.
-        sure: Whether each unit is near enough to a skill; None where the router does not say.
-        speakers: Of each row of the batch an expert's number, ROUTED or BASE; None where all are routed.
-    """
-    softness = config.temperature if temperature is None else temperature
-    probs = logits.softmax(-1)
-    experts = dispatch = slot_weights = few = None
-    if dense:
-        weights = dense_gates(logits, softness)
-    elif sure is not None and config.unsure == "dense" and _any(valid & ~sure):
-        weights = mixed_gates(logits, sure, softness)
-    else:
-        experts, weights = sparse_gates(logits, probs, config.top_k)
-        if sure is not None and config.unsure == "base":
-            weights = weights * sure[:, None]
-    if speakers is not None:
-        experts, weights = _overridden(experts, weights, speakers.index_select(0, row_of_unit), logits.shape[1])
-    if experts is not None:
-        of_token, token_weights = experts, weights
-        if unit_of_token is not None:
-            of_token, token_weights = experts.index_select(0, unit_of_token), weights.index_select(0, unit_of_token)
-        dispatch = make_dispatch(of_token, logits.shape[1])
-        slot_weights = token_weights.reshape(-1).index_select(0, dispatch.slot_order)
-        if _is_few(slot_weights):
-            few = runs_of_few(dispatch, slot_weights)
-    return Decision(
-        logits=logits,
-        probs=probs,
-        experts=experts,
-        weights=weights,
-        valid=valid,
-        unit_of_token=unit_of_token,
-        row_of_unit=row_of_unit,
-        dispatch=dispatch,
-        slot_weights=slot_weights,
-        few=few,
-        sure=sure,
-    )
-
-
-def _overridden(
-    experts: Int[Tensor, "units top_k"] | None,
-    weights: Float[Tensor, "units chosen"],
-    speaker: Int[Tensor, " units"],
-    num_experts: int,
-) -> tuple[Int[Tensor, "units top_k"] | None, Float[Tensor, "units chosen"]]:
-    """The same but for units of rows that have their own say: one expert with weight 1, or none."""
-    alone, by_base = (speaker >= 0)[:, None], (speaker == BASE)[:, None]
-    if experts is None:
-        own = F.one_hot(speaker.clamp_min(0), num_experts).to(weights.dtype)
-    else:
-        places = torch.arange(experts.shape[1], device=experts.device)
-        # The other places need other experts, of weight 0, so that no expert is there twice.
-        experts = torch.where(alone, (speaker.clamp_min(0)[:, None] + places) % num_experts, experts)
-        own = (places == 0).to(weights.dtype).expand_as(weights)
-    return experts, torch.where(alone, own, weights).masked_fill(by_base, 0.0)
-
-
-def _is_few(slots: Float[Tensor, " slots"]) -> bool:
-    """Whether the host may look at what was decided: asking a GPU would stop it, and a compiler has nothing to see."""
-    is_seen = slots.device.type == "cpu" and not isinstance(slots, FakeTensor) and not torch.compiler.is_compiling()
-    return is_seen and slots.numel() <= _FEW_SLOTS and not torch.is_grad_enabled()
-
-
-def _any(mask: Bool[Tensor, " units"]) -> bool:
-    """Where there are no values, as in an estimate of memory, the answer that costs more."""
-    return isinstance(mask, FakeTensor) or bool(mask.any())
+    def _judged(self, decision: Decision) -> _Judged:
+        documents, of_token = decision.logits.shape[0], decision.unit_of_token
+        is_step = self._filled_cache is not None and of_token is not None and of_token.numel() == documents
+        return _Judged(
+            logits=decision.logits.detach(),
+            sure=decision.sure,
+            step=decision if is_step and decision.experts is not None and not decision.weights.requires_grad else None,
+            rows=self.state.rows,
+        )

@@ -18,7 +18,7 @@ def test_all_logs_of_the_first_process_are_tracked(tmp_path: Path) -> None:
     folder = tmp_path / "trackers"
     trackers = Trackers(["tensorboard"], folder=folder, run_name="a", config={}, environment={}, tell=told.append)
     trackers.start()
-    track = Track(trackers)
+    track = Track(trackers, None)
     state: Any = TrainerState(global_step=1, is_world_process_zero=False)
     track.on_log(None, state, None, logs={"loss": 9.0})
     arguments = TrainingArguments(

@@ -1,4 +1,4 @@
-"""The Triton execution: its numbers (triton_cases.py, in a process of its own), its launches, and where it is taken."""
+"""The Triton execution: its numbers (triton_cases.py, in a process of its own), its launches, where it is taken."""
 
 import importlib.util
 import os
@@ -20,22 +20,22 @@ from dylora_moe.tuner import kernels
 from dylora_moe.tuner.kernels.machine import Machine, is_automatic, lacking
 from dylora_moe.tuner.routing import make_dispatch
 
-CASES = Path(__file__).with_name("triton_cases.py")
+TRITON_CASES, LIGER_CASES = (Path(__file__).with_name(f"{name}_cases.py") for name in ("triton", "liger"))
 MODULE = sys.modules["dylora_moe.tuner.kernels.triton"]
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed here (Linux x86_64 only)"
 )
 
 
-def run_cases(**environment: str) -> None:
-    """triton_cases.py in a process of its own, as triton reads its environment once, when it is imported."""
+def run_cases(cases: Path, **environment: str) -> None:
+    """The tests of a file in a process of its own, as triton reads its environment once, when it is imported."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     inherited.pop("TRITON_INTERPRET", None)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(CASES)],
+        [sys.executable, "-m", "pytest", *options, str(cases)],
         env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
-        cwd=CASES.parents[3],
+        cwd=cases.parents[3],
         capture_output=True,
         text=True,
         timeout=500,
@@ -45,14 +45,16 @@ def run_cases(**environment: str) -> None:
 
 
 @needs_triton
-def test_numbers_in_the_interpreter() -> None:
-    run_cases(TRITON_INTERPRET="1")
+@pytest.mark.parametrize("cases", [TRITON_CASES, LIGER_CASES], ids=["triton", "liger"])
+def test_numbers_in_the_interpreter(cases: Path) -> None:
+    run_cases(cases, TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_numbers_on_a_gpu() -> None:
-    run_cases()
+@pytest.mark.parametrize("cases", [TRITON_CASES, LIGER_CASES], ids=["triton", "liger"])
+def test_numbers_on_a_gpu(cases: Path) -> None:
+    run_cases(cases)
 
 
 class Ops(TorchDispatchMode):

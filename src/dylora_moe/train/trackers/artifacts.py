@@ -1,6 +1,8 @@
-"""Checkpoints that are artifacts of Weights & Biases. Thin: nothing here can be tried without its server."""
+"""What is kept as artifacts of Weights & Biases, and checkpoints that come from there."""
 
+import os
 import re
+import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +13,23 @@ from dylora_moe.train.checkpoint import MANIFEST
 from dylora_moe.train.trackers.check import check_wandb_key
 
 _REFERENCE = re.compile(r"[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
+
+
+def copy_by_links(folder: Path, target: Path) -> Path:
+    """A copy of a folder that outlives it, made at once and without space where the disk has hard links.
+
+    Returns:
+        `target`, anew where it was there.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(folder, target, copy_function=_link))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def fetch_checkpoint(reference: str, into: Path) -> Path:

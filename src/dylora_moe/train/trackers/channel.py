@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dylora_moe.train.trackers.messages import Finish, Message, Model, Start, decode_answer, encode
+from dylora_moe.train.trackers.messages import Artifact, Finish, Message, Start, decode_answer, encode
 
 # Seconds to let an ended tracker's process go away by itself.
 _GRACE_S = 2
@@ -25,13 +25,13 @@ class Limits:
         start: To import its library and begin the run. W&B gives up by itself after 90.
         log: To take figures or samples.
         finish: From the end of training to the end of the tracker, all that is still waiting included.
-        finish_with_model: The same where a model folder is to be uploaded.
+        finish_with_artifact: The same where a folder is to be uploaded.
     """
 
     start: float = 120
     log: float = 60
     finish: float = 60
-    finish_with_model: float = 600
+    finish_with_artifact: float = 600
 
 
 def child_command(name: str) -> list[str]:
@@ -65,7 +65,7 @@ class Channel:
         self._command, self._log, self._advice, self._tell, self._limits = list(command), log, advice, tell, limits
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
-        self._off, self._expired, self._has_model = threading.Event(), "", False
+        self._off, self._expired, self._has_artifact = threading.Event(), "", False
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
 
@@ -80,14 +80,14 @@ class Channel:
             return
         if isinstance(message, Start):
             self._thread.start()
-        self._has_model |= isinstance(message, Model)
+        self._has_artifact |= isinstance(message, Artifact)
         self._queue.put(message)
 
     def finish(self, *, ok: bool, seconds: float | None = None) -> None:
         """End the tracker, whatever it does; the only call that waits."""
         if not self._thread.is_alive():
             return
-        usual = self._limits.finish_with_model if self._has_model else self._limits.finish
+        usual = self._limits.finish_with_artifact if self._has_artifact else self._limits.finish
         limit = usual if seconds is None else seconds
         self._queue.put(Finish(ok=ok))
         self._thread.join(limit)
@@ -141,7 +141,7 @@ class Channel:
         assert process.stdin is not None and process.stdout is not None
         limit = self._limits.start if isinstance(message, Start) else self._limits.log
         timer = None
-        if not isinstance(message, Finish | Model):  # for these `finish` has the time
+        if not isinstance(message, Finish | Artifact):  # for these `finish` has the time
             timer = threading.Timer(limit, self._expire, (limit,))
             timer.daemon = True
             timer.start()

@@ -10,10 +10,10 @@ from typing import BinaryIO
 from dylora_moe.train.trackers.clients import CLIENTS, Client
 from dylora_moe.train.trackers.messages import (
     Answer,
+    Artifact,
     Figures,
     Finish,
     Message,
-    Model,
     Samples,
     Start,
     decode,
@@ -83,8 +83,8 @@ class _Server:
                 if new:
                     self._client.samples(message.step, list(new.values()))
                     self._add("samples", message.step, new)
-            case Model():
-                self._client.model(message)
+            case Artifact():
+                self._client.keep(message)
             case Finish():
                 self._client.finish(ok=message.ok)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from dylora_moe.train.trackers.messages import Model, Sample, Start
+from dylora_moe.train.trackers.messages import Artifact, Sample, Start
 
 PROJECT = "dylora-moe"
 
@@ -32,9 +33,9 @@ class Client(ABC):
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Take answers of the model at a step."""
 
-    def model(self, model: Model) -> None:
-        """Keep a model folder."""
-        raise NotImplementedError(f"{type(self).__name__} has no place for models")
+    def keep(self, artifact: Artifact) -> None:
+        """Keep a folder."""
+        raise NotImplementedError(f"{type(self).__name__} has no place for folders")
 
     @abstractmethod
     def finish(self, *, ok: bool) -> None:
@@ -166,10 +167,13 @@ class _Wandb(Client):
         table = self._library.Table(columns=["domain", "prompt", "text"], data=rows)
         self._run.log({"samples": table, "step": step})
 
-    def model(self, model: Model) -> None:
-        artifact = self._library.Artifact(name=model.name, type="model")
-        artifact.add_dir(model.folder, policy="immutable")
-        self._run.log_artifact(artifact, aliases=["latest", "best"])
+    def keep(self, artifact: Artifact) -> None:
+        kept = self._library.Artifact(name=artifact.name, type=artifact.type)
+        # Of what is mutable W&B takes a copy, and needs the folder no more.
+        kept.add_dir(artifact.folder, policy="mutable" if artifact.is_copy else "immutable")
+        self._run.log_artifact(kept, aliases=list(artifact.aliases))
+        if artifact.is_copy:
+            shutil.rmtree(artifact.folder)
 
     def finish(self, *, ok: bool) -> None:
         self._run.finish(exit_code=0 if ok else 1)

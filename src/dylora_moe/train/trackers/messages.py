@@ -59,11 +59,22 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model folder to keep at the tracker."""
+class Artifact:
+    """A folder to keep at the tracker.
+
+    Attributes:
+        folder: Its path.
+        name: Versions of one thing share it.
+        type: model or checkpoint.
+        aliases: That point to this version from now on.
+        is_copy: The folder is there for this alone, and goes when the tracker has it.
+    """
 
     folder: str
     name: str
+    type: str
+    aliases: tuple[str, ...]
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +84,8 @@ class Finish:
     ok: bool
 
 
-Message = Start | Figures | Samples | Model | Finish
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Start, Figures, Samples, Model, Finish)}
+Message = Start | Figures | Samples | Artifact | Finish
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Start, Figures, Samples, Artifact, Finish)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +108,8 @@ def decode(line: bytes) -> Message:
     kind = record.pop("kind")
     if kind == Samples.__name__:
         record["samples"] = tuple(Sample(**sample) for sample in record["samples"])
+    if kind == Artifact.__name__:
+        record["aliases"] = tuple(record["aliases"])
     return _KINDS[kind](**record)
 
 

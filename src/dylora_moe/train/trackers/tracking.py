@@ -1,12 +1,15 @@
 """All trackers of a run at once, as training uses them."""
 
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.config.running import Artifacts
+from dylora_moe.train.trackers.artifacts import copy_by_links
 from dylora_moe.train.trackers.channel import Channel, Limits, child_command
-from dylora_moe.train.trackers.messages import Figures, Message, Model, Sample, Samples, Start
+from dylora_moe.train.trackers.messages import Artifact, Figures, Message, Sample, Samples, Start
 
 _ROUTER = ("router_entropy", "load_entropy", "dead_experts", "max_violation", "balance_loss", "z_loss")
 
@@ -23,6 +26,7 @@ class Trackers:
         config: All settings of the run.
         environment: Versions and hardware.
         tell: Takes one line for a person, from another thread.
+        artifacts: What W&B keeps besides figures.
         limits: Seconds that a tracker has.
     """
 
@@ -35,10 +39,13 @@ class Trackers:
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
         tell: Callable[[str], None],
+        artifacts: Artifacts = "model",
         limits: Limits = Limits(),  # noqa: B008
     ) -> None:
         self._folder, self._run_name = folder.absolute(), run_name
-        self._config, self._environment = dict(config), dict(environment)
+        self._config, self._environment, self._tell = dict(config), dict(environment), tell
+        self._artifacts: Artifacts = artifacts
+        self._copies = self._folder / "wandb-checkpoints"
         # Not from the random numbers that training draws from.
         self._ids = {name: secrets.token_hex(4) for name in dict.fromkeys(report_to)}
         self._known: set[str] = set()
@@ -64,11 +71,12 @@ class Trackers:
         self._ids |= {name: str(state[name]) for name in self._known}
 
     def start(self, resumed_at: int | None = None) -> None:
-        """Begin, without waiting.
+        """Begin, without waiting; copies that a process left which was killed go.
 
         Args:
             resumed_at: Step of the checkpoint that the run goes on from; None for a new run.
         """
+        shutil.rmtree(self._copies, ignore_errors=True)
         for channel in self._channels:
             channel.send(
                 Start(
@@ -94,9 +102,40 @@ class Trackers:
 
         The folder must stay as it is until `finish`.
         """
+        if self._artifacts == "none":
+            return
+        model = Artifact(folder=str(folder), name=f"{self._run_name}-model", type="model", aliases=("latest", "best"))
+        self._send_to_wandb("the model", lambda: model)
+
+    def log_checkpoint(self, folder: Path, *, step: int, is_best: bool) -> None:
+        """Have W&B keep a checkpoint as an artifact, where checkpoints are asked for.
+
+        Args:
+            folder: Of the checkpoint, which may go at any time after this.
+            step: Optimizer steps done.
+            is_best: Of all evaluations so far, its was the best.
+        """
+        if self._artifacts != "checkpoints":
+            return
+        best = ("best",) if is_best else ()
+        self._send_to_wandb(
+            f"the checkpoint of step {step}",
+            lambda: Artifact(
+                folder=str(copy_by_links(folder, self._copies / folder.name)),
+                name=f"{self._run_name}-checkpoint",
+                type="checkpoint",
+                aliases=("latest", f"step-{step:06d}", *best),
+                is_copy=True,
+            ),
+        )
+
+    def _send_to_wandb(self, what: str, make: Callable[[], Artifact]) -> None:
         for channel in self._channels:
-            if channel.name == "wandb":
-                channel.send(Model(folder=str(folder), name=f"{self._run_name}-model"))
+            if channel.name == "wandb" and channel.is_on:
+                try:
+                    channel.send(make())
+                except OSError as error:
+                    self._tell(f"wandb does not get {what}: {error}. The run goes on.")
 
     def finish(self, *, ok: bool = True, seconds: float | None = None) -> None:
         """End all trackers; what does not end in time is killed. Later calls do nothing.

@@ -13,9 +13,24 @@ the batch, T tokens of a row, k experts of one decision.
 from dylora_moe.tuner.kernels.bottleneck import bottleneck
 from dylora_moe.tuner.kernels.few import Part, few
 from dylora_moe.tuner.kernels.grouped import grouped
+from dylora_moe.tuner.kernels.liger import has_liger, liger_loss
 from dylora_moe.tuner.kernels.machine import require_triton, takes_triton
 from dylora_moe.tuner.kernels.reference import reference
 from dylora_moe.tuner.kernels.rowwise import rowwise
+from dylora_moe.tuner.kernels.trial import are_near
 from dylora_moe.tuner.kernels.triton import triton
 
-__all__ = ["Part", "bottleneck", "few", "grouped", "reference", "require_triton", "rowwise", "takes_triton", "triton"]
+__all__ = [
+    "Part",
+    "are_near",
+    "bottleneck",
+    "few",
+    "grouped",
+    "has_liger",
+    "liger_loss",
+    "reference",
+    "require_triton",
+    "rowwise",
+    "takes_triton",
+    "triton",
+]

@@ -1,75 +1,22 @@
 """Only what was routed, for any decision: tokens sorted by expert, one `grouped_mm` for each factor."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dylora_moe.tuner.kernels.dtypes import as_is
+from dylora_moe.tuner.kernels.in_place import Gradients, OverSlots
 from dylora_moe.tuner.routing import Dispatch
 
 
-def grouped(
-    out: Float[Tensor, "*batch features_out"],
-    x: Float[Tensor, "tokens features_in"],
-    slot_weights: Float[Tensor, " slots"],
-    lora_a: Float[Tensor, "experts rank features_in"],
-    lora_b: Float[Tensor, "experts features_out rank"],
-    scales: Float[Tensor, " experts"],
-    plan: Dispatch,
-    base: Float[Tensor, "features_out features_in"] | None = None,
-) -> Float[Tensor, "*batch features_out"]:
-    """Adds the routed products to `out` in place.
-
-    Strides must be multiples of 16 bytes: the rank divisible by 4 in float32, by 8 in 16-bit dtypes.
-
-    Args:
-        base: the frozen weight that made `out` from `x` without a graph, for the gradient of `x`; None when `out`
-            has a graph of its own.
-    """
-    return _Grouped.apply(out, x, slot_weights, lora_a, lora_b, scales, base, plan)  # type: ignore[return-value]
-
-
-class _Grouped(torch.autograd.Function):
-    """(out (..., o), x (n, i), slot weights (s,), A (N, r, i), B (N, o, r), scales (N,), base, dispatch) -> out.
-
-    `out`, the frozen Linear's own output, is changed in place: nobody's backward needs it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        weights: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scales: Tensor,
-        base: Tensor | None,
-        plan: Dispatch,
-    ) -> Tensor:
-        ctx.mark_dirty(out)
-        ctx.plan = plan
-        with as_is(x):
-            rows = _rows_at(x, plan.token_of_slot)
-            raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
-            gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
-            slots = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
-            _add_to_tokens(out.view(-1, out.shape[-1]), slots.to(out.dtype), plan)
-        ctx.save_for_backward(x, weights, a, b, scales, base, raw)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        with as_is(saved[0]):
-            return grad, *_gradients(ctx.needs_input_grad[1:], flat, ctx.plan, *saved), None, None, None
+def _add(out: Tensor, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
+    """Forward: out (..., o), x (n, i), slot weights (s,) -> products (s, r)."""
+    rows = _rows_at(x, plan.token_of_slot)
+    raw = F.grouped_mm(rows, a.to(x.dtype).transpose(1, 2), offs=plan.offsets)
+    gated = raw * _slot_gates(weights, scales, plan).to(x.dtype)
+    slots = F.grouped_mm(gated, b.to(x.dtype).transpose(1, 2), offs=plan.offsets)
+    _add_to_tokens(out.view(-1, out.shape[-1]), slots.to(out.dtype), plan)
+    return raw
 
 
 def _gradients(
@@ -83,9 +30,9 @@ def _gradients(
     scales: Tensor,
     base: Tensor | None,
     raw: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """Gradients of x, slot weights, A and B; None where not needed."""
-    a, b, grad = a.to(x.dtype), b.to(x.dtype), grad.to(x.dtype)
+    a, b, grad = a.to(x.dtype), b.to(x.dtype), grad.reshape(-1, grad.shape[-1]).to(x.dtype)
     gates = _slot_gates(weights, scales, plan)
     # grouped_mm refuses expanded (stride 0) gradients; the gather also makes them contiguous.
     grad_rows = _rows_at(grad, plan.token_of_slot)
@@ -138,3 +85,7 @@ def _sum_to_tokens(slots: Tensor, plan: Dispatch, tokens: int) -> Tensor:
 def _rows_at(values: Tensor, index: Tensor) -> Tensor:
     """values[index]; as an embedding lookup, up to twice as fast as index_select on CPU."""
     return F.embedding(index, values)
+
+
+grouped = OverSlots(add=_add, gradients=_gradients)
+"""Strides must be multiples of 16 bytes: the rank divisible by 4 in float32, by 8 in 16-bit dtypes."""

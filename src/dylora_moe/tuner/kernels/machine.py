@@ -68,7 +68,7 @@ def takes_triton(x: Tensor, rank: int) -> bool:
 
     Triton is not imported for a tensor outside a GPU.
     """
-    if not (x.is_cuda and is_automatic(x.dtype, rank, _machine_of(x.device))):
+    if not (x.is_cuda and is_automatic(x.dtype, rank, machine_of(x.device))):
         return False
     return isinstance(x, FakeTensor) or passes_trial(triton, grouped, x.device, x.dtype)
 
@@ -92,7 +92,7 @@ def require_triton(x: Tensor, rank: int) -> None:
     Raises:
         TunerError: the kernels cannot run on this tensor.
     """
-    lack = lacking(x.dtype, rank, _machine_of(x.device))
+    lack = lacking(x.dtype, rank, machine_of(x.device))
     if lack is not None:
         raise TunerError(
             f"execution triton needs {lack} (input: {str(x.dtype).removeprefix('torch.')} on {x.device}). "
@@ -101,7 +101,8 @@ def require_triton(x: Tensor, rank: int) -> None:
 
 
 @cache
-def _machine_of(device: torch.device) -> Machine:
+def machine_of(device: torch.device) -> Machine:
+    """Imports triton, where it is there."""
     try:
         from dylora_moe.tuner.kernels import triton_jit
     except ImportError:

@@ -5,15 +5,13 @@ them, instead of the tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dylora_moe.tuner.kernels.dtypes import as_is
+from dylora_moe.tuner.kernels.in_place import Gradients, Products, add_in_place
 
 
 def rowwise(
@@ -26,62 +24,34 @@ def rowwise(
     scales: Float[Tensor, " experts"],
     base: Float[Tensor, "features_out features_in"] | None = None,
 ) -> Float[Tensor, "rows tokens features_out"]:
-    """Adds the routed products to `out` in place.
-
-    Args:
-        base: the frozen weight that made `out` from `x` without a graph, for the gradient of `x`; None when `out`
-            has a graph of its own.
-    """
-    return _Rowwise.apply(out, x, weights, lora_a, lora_b, scales, base, experts)  # type: ignore[return-value]
+    """Adds the routed products to `out` in place; `base` as `add_in_place` has it."""
+    return add_in_place(_PRODUCTS, out, x, weights, lora_a, lora_b, scales, experts, base)
 
 
-class _Rowwise(torch.autograd.Function):
-    """(out (R, T, o), x (R, T, i), weights (R, k), A (N, r, i), B (N, o, r), scales (N,), base, experts) -> out."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        weights: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scales: Tensor,
-        base: Tensor | None,
-        experts: Tensor,
-    ) -> Tensor:
-        ctx.mark_dirty(out)
-        with as_is(x):
-            raw = torch.bmm(x, _of_rows(a, experts, x).transpose(1, 2))
-            gated = raw * _rank_gates(weights, scales, experts, a.shape[1]).to(x.dtype)
-            factor = _of_rows(b.transpose(1, 2), experts, x)
-            if out.dtype == x.dtype:
-                out.baddbmm_(gated, factor)
-            else:
-                out += torch.bmm(gated, factor).to(out.dtype)
-        ctx.save_for_backward(x, weights, a, b, scales, base, experts, raw)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors
-        with as_is(saved[0]):
-            return grad, *_gradients(ctx.needs_input_grad[1:], grad, *saved), None, None, None
+def _add(out: Tensor, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, experts: Tensor) -> Tensor:
+    """Forward: out (R, T, o), x (R, T, i), weights (R, k) -> products (R, T, k*r)."""
+    raw = torch.bmm(x, _of_rows(a, experts, x).transpose(1, 2))
+    gated = raw * _rank_gates(weights, scales, experts, a.shape[1]).to(x.dtype)
+    factor = _of_rows(b.transpose(1, 2), experts, x)
+    if out.dtype == x.dtype:
+        out.baddbmm_(gated, factor)
+    else:
+        out += torch.bmm(gated, factor).to(out.dtype)
+    return raw
 
 
 def _gradients(
     needed: Sequence[bool],
     grad: Tensor,
+    experts: Tensor,
     x: Tensor,
     weights: Tensor,
     a: Tensor,
     b: Tensor,
     scales: Tensor,
     base: Tensor | None,
-    experts: Tensor,
     raw: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """Gradients of x, weights, A and B; None where not needed."""
     grad, rank = grad.to(x.dtype), a.shape[1]
     gates = _rank_gates(weights, scales, experts, rank)
@@ -120,3 +90,6 @@ def _to_experts(grads: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
     """
     member = F.one_hot(experts.flatten(), factor.shape[0]).to(grads.dtype)
     return (member.t() @ grads.reshape(member.shape[0], -1)).view_as(factor)
+
+
+_PRODUCTS = Products(add=_add, gradients=_gradients)

@@ -1,6 +1,6 @@
 """Two executions on the same small tensors: a kernel that a device computes wrongly must not train anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,13 @@ def are_alike(
     one: Callable[..., Tensor], other: Callable[..., Tensor], *, device: torch.device, dtype: torch.dtype
 ) -> bool:
     """Whether two executions with the arguments of `grouped` give the same output and gradients, but for rounding."""
-    pairs = zip(*(_outcome(each, device, dtype) for each in (one, other)), strict=True)
-    return all(bool((mine - theirs).abs().max() <= _BOUNDS[dtype] * theirs.abs().max()) for mine, theirs in pairs)
+    return are_near(*(_outcome(each, device, dtype) for each in (one, other)), dtype=dtype)
+
+
+def are_near(mine: Sequence[Tensor], theirs: Sequence[Tensor], *, dtype: torch.dtype) -> bool:
+    """Whether each tensor is the other one but for roundings in a dtype."""
+    pairs = zip(mine, theirs, strict=True)
+    return all(bool((one - other).abs().max() <= _BOUNDS[dtype] * other.abs().max()) for one, other in pairs)
 
 
 # Whoever asks may be in the middle of a pass of any kind.

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dylora_moe.tuner.kernels.dtypes import as_is
+from dylora_moe.tuner.kernels.in_place import Gradients, OverSlots
 from dylora_moe.tuner.routing import Dispatch
 
 # tl.dot takes blocks of 16 and more in each direction.
@@ -56,60 +54,14 @@ _SIZES = {
 _WARPS, _STAGES = 4, 3
 
 
-def triton(
-    out: Float[Tensor, "*batch features_out"],
-    x: Float[Tensor, "tokens features_in"],
-    slot_weights: Float[Tensor, " slots"],
-    lora_a: Float[Tensor, "experts rank features_in"],
-    lora_b: Float[Tensor, "experts features_out rank"],
-    scales: Float[Tensor, " experts"],
-    plan: Dispatch,
-    base: Float[Tensor, "features_out features_in"] | None = None,
-) -> Float[Tensor, "*batch features_out"]:
-    """Adds the routed products to `out` in place. Any rank, widths and strides; float32, bfloat16 and float16.
-
-    Args:
-        base: the frozen weight that made `out` from `x` without a graph, for the gradient of `x`; None when `out`
-            has a graph of its own.
-    """
-    return _Triton.apply(out, x, slot_weights, lora_a, lora_b, scales, base, plan)  # type: ignore[return-value]
-
-
-class _Triton(torch.autograd.Function):
-    """(out (..., o), x (n, i), slot weights (s,), A (N, r, i), B (N, o, r), scales (N,), base, dispatch) -> out.
-
-    `out`, the frozen Linear's own output, is changed in place: nobody's backward needs it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        weights: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scales: Tensor,
-        base: Tensor | None,
-        plan: Dispatch,
-    ) -> Tensor:
-        ctx.mark_dirty(out)
-        ctx.plan = plan
-        with as_is(x), _on(x):
-            calls = _Calls(x, weights, scales, plan, a.shape[1])
-            raw = calls.new_low()
-            calls.shrink(x, a, raw)
-            calls.expand(raw, b.transpose(1, 2), out.view(-1, out.shape[-1]), is_gated=True)
-        ctx.save_for_backward(x, weights, a, b, scales, base, raw)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        with as_is(saved[0]), _on(saved[0]):
-            return grad, *_gradients(ctx.needs_input_grad[1:], flat, ctx.plan, *saved), None, None, None
+def _add(out: Tensor, x: Tensor, weights: Tensor, a: Tensor, b: Tensor, scales: Tensor, plan: Dispatch) -> Tensor:
+    """Forward: out (..., o), x (n, i), slot weights (s,) -> products (s, r)."""
+    with _on(x):
+        calls = _Calls(x, weights, scales, plan, a.shape[1])
+        raw = calls.new_low()
+        calls.shrink(x, a, raw)
+        calls.expand(raw, b.transpose(1, 2), out.view(-1, out.shape[-1]), is_gated=True)
+    return raw
 
 
 def _gradients(
@@ -123,23 +75,25 @@ def _gradients(
     scales: Tensor,
     base: Tensor | None,
     raw: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """Gradients of x, slot weights, A and B; None where not needed."""
-    calls = _Calls(x, weights, scales, plan, a.shape[1])
+    grad = grad.reshape(-1, grad.shape[-1])
     grad_x = grad_weights = grad_a = grad_b = None
-    if needed[0] or needed[1] or needed[2]:
-        grad_raw = calls.new_low()
-        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-        calls.shrink(grad, b.transpose(1, 2), grad_raw, raw=raw, grad_weights=grad_weights)
-        if needed[0]:
-            grad_x = torch.empty_like(x) if base is None else grad.to(x.dtype) @ base
-            calls.expand(grad_raw, a, grad_x, is_new=base is None)
-        if needed[2]:
-            grad_a = torch.empty_like(a)
-            calls.collect(grad_raw, x, grad_a)
-    if needed[3]:
-        grad_b = torch.empty_like(b)
-        calls.collect(raw, grad, grad_b.transpose(1, 2), is_gated=True)
+    with _on(x):
+        calls = _Calls(x, weights, scales, plan, a.shape[1])
+        if needed[0] or needed[1] or needed[2]:
+            grad_raw = calls.new_low()
+            grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+            calls.shrink(grad, b.transpose(1, 2), grad_raw, raw=raw, grad_weights=grad_weights)
+            if needed[0]:
+                grad_x = torch.empty_like(x) if base is None else grad.to(x.dtype) @ base
+                calls.expand(grad_raw, a, grad_x, is_new=base is None)
+            if needed[2]:
+                grad_a = torch.empty_like(a)
+                calls.collect(grad_raw, x, grad_a)
+        if needed[3]:
+            grad_b = torch.empty_like(b)
+            calls.collect(raw, grad, grad_b.transpose(1, 2), is_gated=True)
     return grad_x, grad_weights if needed[1] else None, grad_a, grad_b
 
 
@@ -245,3 +199,7 @@ def _launch(name: str, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 def _on(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, whichever holds the tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+triton = OverSlots(add=_add, gradients=_gradients)
+"""Any rank up to `MOST_RANK`, widths and strides; float32, bfloat16 and float16."""
