@@ -71,6 +71,10 @@ class Terminal:
             assert time.monotonic() < end, f"no {text!r} in {self.written[-3000:].decode(errors='replace')}"
             time.sleep(0.01)
 
+    def wait_for_panel(self) -> None:
+        """Until what was written last is the end of a panel, so that the next one is half a second away."""
+        until(lambda: [line for line in self.lines() if line][-1].startswith("\u2570"))
+
     def lines(self) -> list[str]:
         """All that a person finds, what scrolled away first."""
         with self._lock:

@@ -134,9 +134,11 @@ def test_ctrl_c_twice_and_a_kill_leave_the_cursor_where_it_can_be_seen(recipe: C
         terminal = Terminal(100, 24)
         process = terminal.start("train", path, before=SLOW.format(seconds=2))
         terminal.wait_for("elapsed ")
+        terminal.wait_for_panel()
         if keys:
             terminal.type(keys)
             terminal.wait_for("stopping after a checkpoint")
+            terminal.wait_for_panel()
             terminal.type(keys)
         else:
             process.kill()

@@ -48,9 +48,35 @@ def test_lines_scroll_above_the_panel_and_all_of_them_stay() -> None:
     lines = terminal.finish()
     assert numbered(lines) == [*(f"line {number}" for number in range(200)), "line at the end"]
     (panel,) = panels(lines)  # the last one, once
-    assert f"60 x 12, picture {drawing.times}" in panel[1]
+    assert f"58 x 12, picture {drawing.times}" in panel[1]
     assert drawing.times < 50  # lines draw nothing
     assert terminal.cursor_is_shown and not screen.is_on
+
+
+def test_keys_that_the_terminal_writes_into_a_picture_leave_none_behind() -> None:
+    terminal = Terminal(60, 12)
+    console = terminal.console()
+    write, presses = console.file.write, [True]
+
+    def interrupted(text: str) -> int:
+        first, newline, rest = text.partition("\n")
+        if "picture 2" not in text or not presses:
+            return write(text)
+        presses.clear()
+        write(first + newline)
+        console.file.flush()
+        terminal.wait_for(first[-10:])
+        terminal.type(b"\x03")  # no process has this terminal: it is only written
+        terminal.wait_for("^C")
+        return write(rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console.file, "write", interrupted)
+        screen = Screen(console, Drawing())
+        screen.open()
+        terminal.wait_for("picture 3")
+        screen.close()
+    assert not presses and len(panels(terminal.finish())) == 1
 
 
 def test_the_cursor_is_shown_all_the_time() -> None:

@@ -14,6 +14,8 @@ from rich.segment import Segment
 # Seconds between two pictures: those of a clock look even, and drawing one takes milliseconds.
 _INTERVAL_S = 0.5
 _MIN_WIDTH, _MIN_HEIGHT = 40, 10
+# Columns left free: a terminal writes ^C where the cursor is, and a row that wraps for it is one too few to take away.
+_ECHO = 2
 
 
 def can_draw(console: Console) -> bool:
@@ -38,7 +40,7 @@ class Screen:
 
     Args:
         console: Of a terminal; what is printed to it scrolls above the panel.
-        draw: (width, height) of the terminal -> the panel as it is now. Called in the thread.
+        draw: (width, height) that it has -> the panel as it is now. Called in the thread.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], RenderableType]) -> None:
@@ -116,8 +118,9 @@ class Screen:
     def _refresh(self) -> None:
         live = self._live
         if live is not None:
-            size = self._console.size
-            self._picture.lines = self._console.render_lines(self._draw(size.width, size.height), pad=False)
+            width, height = self._console.width - _ECHO, self._console.height
+            options = self._console.options.update_width(width)
+            self._picture.lines = self._console.render_lines(self._draw(width, height), options, pad=False)
             live.refresh()
 
     def _stop(self) -> None:
