@@ -99,13 +99,20 @@ def test_with_gradients_or_many_tokens_or_by_wish_it_is_not_taken(make_model: An
     assert taken
 
 
-def test_weights_that_were_replaced_are_the_ones_in_use(make_model: Any, taken: list[int], assert_near: Any) -> None:
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_that_were_replaced_are_the_ones_in_use(
+    make_model: Any, taken: list[int], assert_near: Any, assign: bool
+) -> None:
     model = make_model(3).eval()
     ids = torch.tensor([[7, 8, 9]])
     before = logits(model, "auto", ids)
     for _, linear in model.routed_linears():
         for name in model.expert_names:
-            linear.lora_B[name].weight.data = linear.lora_B[name].weight.data * -1.5
+            changed = linear.lora_B[name].weight.data * -1.5
+            if assign:
+                linear.lora_B[name].load_state_dict({"weight": changed}, assign=True)
+            else:
+                linear.lora_B[name].weight.data = changed
     after = logits(model, "auto", ids)
     assert taken and not torch.allclose(after, before, atol=0.1)
     assert_near(after, logits(model, "reference", ids))

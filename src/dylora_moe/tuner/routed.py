@@ -21,6 +21,9 @@ _STRIDE_STEP = 8
 # constant: the bits of an old expert's output must not change with the experts there are.
 _LONG_ROW = 64
 
+# Of an expert here, A's and B's parameters, as their modules hold them even after others were loaded, and its scale.
+_Present = tuple[dict[str, Any], dict[str, Any], float]
+
 
 class RoutedLinear(LoraLinear):
     """A Linear of the base plus the low-rank products of the experts that its tokens are routed to.
@@ -35,6 +38,7 @@ class RoutedLinear(LoraLinear):
     expert_names: tuple[str, ...] = ()
     frozen_names: frozenset[str] = frozenset()
     execution: Execution = "auto"
+    _present: tuple[_Present | None, ...] = ()
 
     def connect(
         self,
@@ -49,6 +53,12 @@ class RoutedLinear(LoraLinear):
         self.routing, self.layer_index, self.execution = routing, layer_index, execution
         self.expert_names, self.frozen_names = names, frozen
         self._scales = torch.tensor([self.scaling.get(name, 0.0) for name in names])
+        self._present = tuple(
+            (self.lora_A[name]._parameters, self.lora_B[name]._parameters, self.scaling[name])
+            if name in self.lora_A
+            else None
+            for name in names
+        )
         if not isinstance(getattr(self, "packed_A", None), PackedFactor):
             self.packed_A, self.packed_B = PackedFactor(), PackedFactor()
         self._lay_out()
@@ -79,14 +89,17 @@ class RoutedLinear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the routed low-rank products. x: (batch, tokens, features_in) or (tokens, features_in)."""
-        routing = self.routing
-        if routing.disabled or self.disable_adapters or self.merged or not self._modules["lora_A"]._modules:  # type: ignore[union-attr]
+        # A token of generation visits 200 Linears, each anew to the caches of the CPU: nn.Module's way to an attribute
+        # and PEFT's properties would take as long there as the products.
+        own = self.__dict__
+        routing: RoutingState = own["routing"]
+        if routing.disabled or own["_disable_adapters"] or own["merged_adapters"] or not any(own["_present"]):
             return self.base_layer(x, *args, **kwargs)
-        if routing.forced is not None or (len(self.expert_names) == 1 and routing.rows is None):
+        if routing.forced is not None or (len(own["_present"]) == 1 and routing.rows is None):
             name = routing.forced or self.expert_names[0]
             if self.execution == "auto" and x.numel() == x.shape[-1] and not torch.is_grad_enabled():
                 runs = runs_of_one(self.expert_names.index(name), x.device)
-                return self._few(x, self._parts_of(runs), *args, **kwargs)
+                return self._few(x, runs, *args, **kwargs)
             if self.execution == "rowwise" and name in self.lora_A and x.dim() == 3 and not torch.is_grad_enabled():
                 return self._alone(x, name, *args, **kwargs)
             out = self.base_layer(x, *args, **kwargs)
@@ -98,10 +111,7 @@ class RoutedLinear(LoraLinear):
                 "(model(...), model.generate(...)), not layer by layer."
             )
         if decision.few is not None and self.execution == "auto" and not torch.is_grad_enabled():
-            parts = decision.parts.get(id(self))
-            if parts is None:
-                parts = decision.parts[id(self)] = self._parts_of(decision.few)
-            return self._few(x, parts, *args, **kwargs)
+            return self._few(x, decision.few, *args, **kwargs)
         execution = self._choose(x, decision)
         if execution in ("rowwise", "grouped", "triton"):
             return self._in_place(x, decision, execution, *args, **kwargs)
@@ -131,24 +141,17 @@ class RoutedLinear(LoraLinear):
         scales = torch.tensor([self.scaling[name]], device=x.device)
         return kernels.rowwise(out, inputs, weights, experts, a[None], b[None], scales)
 
-    def _few(self, x: Tensor, parts: list[kernels.Part], *args: Any, **kwargs: Any) -> Tensor:
+    def _few(self, x: Tensor, runs: Sequence[Run], *args: Any, **kwargs: Any) -> Tensor:
         """Few tokens without gradients, as the host knows who serves them."""
-        base: nn.Module = self._modules["base_layer"]  # type: ignore[assignment]
-        return kernels.few(base(x, *args, **kwargs), self._inputs(x), parts)
-
-    def _parts_of(self, runs: Sequence[Run]) -> list[kernels.Part]:
-        modules: Any = self._modules  # attributes of an nn.Module take longer to look up than some of the products
-        lora_a, lora_b, names, scaling = (
-            modules["lora_A"]._modules,
-            modules["lora_B"]._modules,
-            self.expert_names,
-            self.scaling,
-        )
-        return [
-            (run, lora_a[name]._parameters["weight"], lora_b[name]._parameters["weight"], scaling[name])
+        own = self.__dict__
+        present: Sequence[_Present | None] = own["_present"]
+        parts = [
+            (run, factors[0]["weight"], factors[1]["weight"], factors[2])
             for run in runs
-            if (name := names[run.expert]) in lora_a
+            if (factors := present[run.expert]) is not None
         ]
+        inputs = self._inputs(x) if own["training"] or torch.is_autocast_enabled(x.device.type) else x
+        return kernels.few(own["_modules"]["base_layer"](x, *args, **kwargs), inputs, parts)
 
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
         if self._is_packed:

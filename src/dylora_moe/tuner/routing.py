@@ -5,7 +5,7 @@ pass under way from the router to the Linears, and keeps them until the next pas
 """
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -55,16 +55,30 @@ def make_dispatch(experts: Int[Tensor, "tokens top_k"], num_experts: int) -> Dis
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
     """What one expert computes in a pass of few tokens, as the host knows it."""
 
     expert: int
-    tokens: Int[Tensor, " run"]
-    """Of the flattened batch."""
-    weights: Float[Tensor, "run 1"]
-    each: tuple[tuple[int, float], ...]
-    """Token and weight, where they are so few that one by one they take less time; else empty."""
+    pairs: tuple[tuple[int, float], ...]
+    """Tokens of the flattened batch, each with its weight."""
+    device: torch.device
+    """Of the batch."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether token by token they take less time."""
+        return len(self.pairs) <= _EACH
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, " run"]:
+        """The tokens of `pairs`."""
+        return torch.tensor([token for token, _ in self.pairs], device=self.device)
+
+    @cached_property
+    def weights(self) -> Float[Tensor, "run 1"]:
+        """The weights of `pairs`."""
+        return torch.tensor([[weight] for _, weight in self.pairs], device=self.device)
 
 
 def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tuple[Run, ...]:
@@ -72,29 +86,17 @@ def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tu
     experts, tokens, weights = (
         each.tolist() for each in (dispatch.expert_of_slot, dispatch.token_of_slot, slot_weights)
     )
-    by_expert: dict[int, list[int]] = {}
-    for slot, (expert, weight) in enumerate(zip(experts, weights, strict=True)):
+    by_expert: dict[int, list[tuple[int, float]]] = {}
+    for expert, token, weight in zip(experts, tokens, weights, strict=True):
         if weight != 0.0:
-            by_expert.setdefault(expert, []).append(slot)
-    found = []
-    for expert, slots in by_expert.items():
-        index = torch.tensor(slots)
-        found.append(
-            Run(
-                expert=expert,
-                tokens=dispatch.token_of_slot[index],
-                weights=slot_weights[index][:, None],
-                each=tuple((tokens[slot], weights[slot]) for slot in slots) if len(slots) <= _EACH else (),
-            )
-        )
-    return tuple(found)
+            by_expert.setdefault(expert, []).append((token, weight))
+    return tuple(Run(expert, tuple(pairs), slot_weights.device) for expert, pairs in by_expert.items())
 
 
 @cache
 def runs_of_one(expert: int, device: torch.device) -> tuple[Run]:
     """The only token of a pass, all of whose weight is one expert's."""
-    zero = torch.zeros(1, dtype=torch.long, device=device)
-    return (Run(expert=expert, tokens=zero, weights=torch.ones(1, 1, device=device), each=((0, 1.0),)),)
+    return (Run(expert, ((0, 1.0),), device),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,6 @@ class Decision:
     """The same for a pass without gradients of so few tokens that the host tells each expert what to compute."""
     sure: Bool[Tensor, " units"] | None = None
     """Whether a skill is near enough to each unit; None where the router does not say."""
-    parts: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What each adapted Linear computes of `few`, by its identity: looked up once while this decision stands."""
 
     @property
     def num_experts(self) -> int:
