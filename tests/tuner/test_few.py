@@ -1,12 +1,15 @@
 """A pass of few tokens without gradients is computed expert by expert: the same numbers, and nothing for others."""
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 from tests.tuner.test_routed import mixed
 
 from dylora_moe.tuner import BASE, ROUTED, DyLoraModel, kernels
@@ -143,3 +146,64 @@ def test_a_step_of_generation_is_the_next_token_of_a_whole_pass(
         second = model(input_ids=ids[:, 39:], past_key_values=first.past_key_values, use_cache=True)
     assert taken
     assert_near(second.logits[:, -1], whole[:, -1])
+
+
+@pytest.mark.parametrize("execution", ["auto", "grouped", "rowwise"])
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_scale_that_peft_changed_counts_at_once(
+    make_model: Any, assert_near: Any, forced: bool, execution: str
+) -> None:
+    model = make_model(3).eval()
+    ids = torch.tensor([[7, 8, 9, 10]])
+    with model.forced("expert_1") if forced else nullcontext():
+        before = logits(model, execution, ids), logits(model, execution, ids[:, :1])
+        for _, linear in model.routed_linears():
+            for name in model.expert_names:
+                linear.set_scale(name, 0.0)
+        after = logits(model, execution, ids), logits(model, execution, ids[:, :1])
+    with model.disabled():
+        base = logits(model, execution, ids), logits(model, execution, ids[:, :1])
+    for was, found, wanted in zip(before, after, base, strict=True):
+        assert not torch.allclose(was, wanted, atol=0.1)
+        assert_near(found, wanted)
+
+
+def test_an_expert_that_peft_replaced_or_took_away_serves_as_it_is_now(make_model: Any, assert_near: Any) -> None:
+    model = make_model(3).eval()
+    one = torch.tensor([[7]])
+    with model.disabled():
+        base = logits(model, "auto", one)
+    config = LoraConfig(r=4, lora_alpha=8)
+    with model.forced("expert_1"):
+        assert not torch.allclose(logits(model, "auto", one), base, atol=0.1)
+        for _, linear in model.routed_linears():
+            linear.update_layer("expert_1", 4, 8, config=config)  # whose B begins as zeros
+        assert_near(logits(model, "auto", one), base)
+    for _, linear in model.routed_linears():
+        linear.delete_adapter("expert_2")
+    with model.by_rows([2]):
+        assert_near(logits(model, "auto", one), base)
+
+
+@torch.no_grad()
+def test_a_linear_can_be_exported_and_is_right_afterwards(make_model: Any) -> None:
+    _, linear = next(iter(make_model(1).eval().routed_linears()))
+    x = torch.randn(1, 1, linear.in_features)
+    expected = linear(x)
+    copied = copy.deepcopy(linear)
+    for each in (linear, copied):
+        exported = torch.export.export(each, (x,), strict=True)
+        assert torch.equal(exported.module()(x), expected) and torch.equal(each(x), expected)
+    assert not torch.equal(expected, linear.base_layer(x))
+
+
+@torch.no_grad()
+def test_weights_are_single_whatever_torch_makes_by_default(model: DyLoraModel) -> None:
+    ids = torch.tensor([[7] * 8])
+    expected = logits(model, "auto", ids)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(logits(model, "auto", ids), expected)
+    finally:
+        torch.set_default_dtype(before)

@@ -21,8 +21,8 @@ _STRIDE_STEP = 8
 # constant: the bits of an old expert's output must not change with the experts there are.
 _LONG_ROW = 64
 
-# Of an expert here, A's and B's parameters, as their modules hold them even after others were loaded, and its scale.
-_Present = tuple[dict[str, Any], dict[str, Any], float]
+# Of each expert its name and what the modules of its A and B hold; None where it leaves a Linear alone.
+_Present = tuple[tuple[str, dict[str, Any], dict[str, Any]] | None, ...]
 
 
 class RoutedLinear(LoraLinear):
@@ -38,7 +38,8 @@ class RoutedLinear(LoraLinear):
     expert_names: tuple[str, ...] = ()
     frozen_names: frozenset[str] = frozenset()
     execution: Execution = "auto"
-    _present: tuple[_Present | None, ...] = ()
+    _present: _Present = ()
+    """Empty until it is asked for, and once PEFT changed what there is."""
 
     def connect(
         self,
@@ -52,13 +53,9 @@ class RoutedLinear(LoraLinear):
         """Say whose decisions to follow, in which order the router numbers the experts, and which of them train."""
         self.routing, self.layer_index, self.execution = routing, layer_index, execution
         self.expert_names, self.frozen_names = names, frozen
-        self._scales = torch.tensor([self.scaling.get(name, 0.0) for name in names])
-        self._present = tuple(
-            (self.lora_A[name]._parameters, self.lora_B[name]._parameters, self.scaling[name])
-            if name in self.lora_A
-            else None
-            for name in names
-        )
+        self._present = ()
+        self._scaled_by = self._current_scales()
+        self._scales = torch.tensor(self._scaled_by)
         if not isinstance(getattr(self, "packed_A", None), PackedFactor):
             self.packed_A, self.packed_B = PackedFactor(), PackedFactor()
         self._lay_out()
@@ -93,9 +90,14 @@ class RoutedLinear(LoraLinear):
         # and PEFT's properties would take as long there as the products.
         own = self.__dict__
         routing: RoutingState = own["routing"]
-        if routing.disabled or own["_disable_adapters"] or own["merged_adapters"] or not any(own["_present"]):
+        if (
+            routing.disabled
+            or own["_disable_adapters"]
+            or own["merged_adapters"]
+            or not own["_modules"]["lora_A"]._modules
+        ):
             return self.base_layer(x, *args, **kwargs)
-        if routing.forced is not None or (len(own["_present"]) == 1 and routing.rows is None):
+        if routing.forced is not None or (len(own["expert_names"]) == 1 and routing.rows is None):
             name = routing.forced or self.expert_names[0]
             if self.execution == "auto" and x.numel() == x.shape[-1] and not torch.is_grad_enabled():
                 runs = runs_of_one(self.expert_names.index(name), x.device)
@@ -144,14 +146,39 @@ class RoutedLinear(LoraLinear):
     def _few(self, x: Tensor, runs: Sequence[Run], *args: Any, **kwargs: Any) -> Tensor:
         """Few tokens without gradients, as the host knows who serves them."""
         own = self.__dict__
-        present: Sequence[_Present | None] = own["_present"]
-        parts = [
-            (run, factors[0]["weight"], factors[1]["weight"], factors[2])
-            for run in runs
-            if (factors := present[run.expert]) is not None
-        ]
+        modules, scaling = own["_modules"], own["scaling"]
+        present: _Present = own["_present"] or self._find_present()
+        parts: list[kernels.Part] = []
+        for run in runs:
+            factors = present[run.expert]
+            if factors is not None:
+                name, a, b = factors
+                parts.append((run, a["_parameters"]["weight"], b["_parameters"]["weight"], scaling[name]))
         inputs = self._inputs(x) if own["training"] or torch.is_autocast_enabled(x.device.type) else x
-        return kernels.few(own["_modules"]["base_layer"](x, *args, **kwargs), inputs, parts)
+        return kernels.few(modules["base_layer"](x, *args, **kwargs), inputs, parts)
+
+    def _find_present(self) -> "_Present":
+        lora_a, lora_b = self.lora_A, self.lora_B
+        found = [
+            (name, lora_a[name].__dict__, lora_b[name].__dict__) if name in lora_a else None
+            for name in self.expert_names
+        ]
+        self._present = tuple(found)
+        return self._present
+
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT does: new factors for one adapter."""
+        self._present = ()
+        super().update_layer(*args, **kwargs)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT does: one adapter less."""
+        self._present = ()
+        super().delete_adapter(adapter_name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._present = ()  # a copy has modules of its own
 
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
         if self._is_packed:
@@ -201,7 +228,13 @@ class RoutedLinear(LoraLinear):
         is_plain = type(weight) is nn.Parameter and weight.dtype == x.dtype and not weight.requires_grad
         return weight if is_plain else None
 
+    def _current_scales(self) -> list[float]:
+        return [self.scaling.get(name, 0.0) for name in self.expert_names]
+
     def _scales_on(self, device: torch.device) -> Tensor:
+        """All experts' scales, made anew only where PEFT changed one: on a GPU that copies from the host."""
+        if self._scaled_by != (scales := self._current_scales()):
+            self._scaled_by, self._scales = scales, torch.tensor(scales)
         if self._scales.device != device:
             self._scales = self._scales.to(device)
         return self._scales

@@ -88,8 +88,7 @@ class LinearRouter(nn.Module):
     def forward(self, features: Float[Tensor, "units features"]) -> Float[Tensor, "units experts"]:
         """Logits in float32, whatever the dtype of the base."""
         with torch.autocast(features.device.type, enabled=False):
-            weight, short = self.weight.float(), -self.weight.shape[0] % _ROW_STEP
-            padded = F.pad(weight, (0, 0, 0, short)) if short else weight  # without rows to add it would be copied
+            padded = F.pad(self.weight.float(), (0, 0, 0, -self.weight.shape[0] % _ROW_STEP))
             return F.linear(self.normalise(features), padded)[:, : self.weight.shape[0]]
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ def make_dispatch(experts: Int[Tensor, "tokens top_k"], num_experts: int) -> Dis
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What one expert computes in a pass of few tokens, as the host knows it."""
 
@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def weights(self) -> Float[Tensor, "run 1"]:
         """The weights of `pairs`."""
-        return torch.tensor([[weight] for _, weight in self.pairs], device=self.device)
+        return torch.tensor([[weight] for _, weight in self.pairs], dtype=torch.float32, device=self.device)
 
 
 def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tuple[Run, ...]:
@@ -90,13 +90,15 @@ def runs_of_few(dispatch: Dispatch, slot_weights: Float[Tensor, " slots"]) -> tu
     for expert, token, weight in zip(experts, tokens, weights, strict=True):
         if weight != 0.0:
             by_expert.setdefault(expert, []).append((token, weight))
-    return tuple(Run(expert, tuple(pairs), slot_weights.device) for expert, pairs in by_expert.items())
+    return tuple(
+        Run(expert=expert, pairs=tuple(pairs), device=slot_weights.device) for expert, pairs in by_expert.items()
+    )
 
 
 @cache
 def runs_of_one(expert: int, device: torch.device) -> tuple[Run]:
     """The only token of a pass, all of whose weight is one expert's."""
-    return (Run(expert, ((0, 1.0),), device),)
+    return (Run(expert=expert, pairs=((0, 1.0),), device=device),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

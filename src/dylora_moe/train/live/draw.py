@@ -35,7 +35,7 @@ def draw(figures: Figures, *, width: int, height: int) -> RenderableType:
 
     Args:
         figures: To show.
-        width: Of the terminal, in characters.
+        width: Of the room for it, in characters.
         height: Of the terminal, in lines.
     """
     width = min(width, _MAX_WIDTH)

@@ -40,7 +40,7 @@ class Screen:
 
     Args:
         console: Of a terminal; what is printed to it scrolls above the panel.
-        draw: (width, height) that it has -> the panel as it is now. Called in the thread.
+        draw: (width, height) of the room for it -> the panel as it is now. Called in the thread.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], RenderableType]) -> None:
@@ -118,9 +118,10 @@ class Screen:
     def _refresh(self) -> None:
         live = self._live
         if live is not None:
-            width, height = self._console.width - _ECHO, self._console.height
-            options = self._console.options.update_width(width)
-            self._picture.lines = self._console.render_lines(self._draw(width, height), options, pad=False)
+            options = self._console.options
+            options = options.update_width(options.size.width - _ECHO)
+            drawn = self._draw(options.max_width, options.size.height)
+            self._picture.lines = self._console.render_lines(drawn, options, pad=False)
             live.refresh()
 
     def _stop(self) -> None:
